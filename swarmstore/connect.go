@@ -1,0 +1,230 @@
+package swarmstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+const (
+	readTimeout  = time.Second // of one pipeline; a node that takes longer has failed
+	dialTimeout  = time.Second
+	reconnecting = time.Second // between attempts to reach Redis for the first time
+	complaining  = 10 * time.Second
+)
+
+// backend is the Redis that was found: one server, or a cluster.
+type backend struct {
+	client  redis.UniversalClient
+	single  *redis.Client // one of these two
+	cluster *redis.ClusterClient
+}
+
+// master of the slot that holds a swarm.
+func (b *backend) master(ctx context.Context, hash swarm.InfoHash) (*redis.Client, error) {
+	if b.single != nil {
+		return b.single, nil
+	}
+	var buf [tagLen]byte
+	return b.cluster.MasterForKey(ctx, string(appendTag(buf[:0], hash)))
+}
+
+// at is the client of the master at an address, or nil.
+func (b *backend) at(ctx context.Context, addr string) (found *redis.Client) {
+	if b.cluster == nil {
+		return nil
+	}
+	clients := make(chan *redis.Client, 1)
+	_ = b.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
+		if c.Options().Addr == addr {
+			clients <- c
+		}
+		return nil
+	})
+	select {
+	case found = <-clients:
+	default:
+	}
+	return found
+}
+
+// parseURLs fills in how to reach Redis. What it says of a wrong address never
+// repeats it: it may hold a password.
+func (s *Store) parseURLs() error {
+	for _, u := range s.opt.URLs {
+		o, err := redis.ParseURL(strings.TrimSpace(u))
+		if err != nil {
+			var broken *url.Error
+			if errors.As(err, &broken) {
+				err = broken.Err
+			}
+			return fmt.Errorf("%w: %w", ErrURL, err)
+		}
+		if s.redis == nil {
+			s.redis = o
+		}
+		s.addrs = append(s.addrs, o.Addr)
+	}
+	if s.redis == nil {
+		return ErrURL
+	}
+	o := s.redis
+	o.Protocol = 2 // parsePeers reads its replies
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = dialTimeout, readTimeout, readTimeout
+	o.DialerRetries = 1
+	o.MaxRetries = -1 // the client retries its announce; a lane must not wait
+	o.ConnMaxIdleTime = -1
+	o.PoolSize = 4 * lanesPerNode
+	o.DisableIdentity = true
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	// A new connection may lead to a server that lost what an earlier one stored.
+	o.OnConnect = func(context.Context, *redis.Conn) error {
+		s.repeats.forgetAll()
+		return nil
+	}
+	return nil
+}
+
+// connect finds out whether Redis is one server or a cluster.
+func (s *Store) connect(ctx context.Context) error {
+	var errs []error
+	for _, addr := range s.addrs {
+		o := *s.redis
+		o.Addr = addr
+		client := redis.NewClient(&o)
+		info, err := client.Info(ctx, "cluster").Result()
+		if err != nil {
+			_ = client.Close()
+			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+			continue
+		}
+		b := &backend{client: client, single: client}
+		if strings.Contains(info, "cluster_enabled:1") {
+			_ = client.Close()
+			c := redis.NewClusterClient(s.clusterOptions())
+			b = &backend{client: c, cluster: c}
+		}
+		s.backend.Store(b)
+		s.opt.Log.Info("Redis is there", "cluster", b.cluster != nil)
+		return nil
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) clusterOptions() *redis.ClusterOptions {
+	o := s.redis
+	return &redis.ClusterOptions{
+		Addrs:                    s.addrs,
+		Username:                 o.Username,
+		Password:                 o.Password,
+		TLSConfig:                o.TLSConfig,
+		Protocol:                 o.Protocol,
+		DialTimeout:              o.DialTimeout,
+		ReadTimeout:              o.ReadTimeout,
+		WriteTimeout:             o.WriteTimeout,
+		DialerRetries:            o.DialerRetries,
+		MaxRetries:               o.MaxRetries,
+		ConnMaxIdleTime:          o.ConnMaxIdleTime,
+		PoolSize:                 o.PoolSize,
+		OnConnect:                o.OnConnect,
+		DisableIdentity:          o.DisableIdentity,
+		MaintNotificationsConfig: o.MaintNotificationsConfig,
+	}
+}
+
+// keepConnecting tries until Redis is there or the store closes.
+func (s *Store) keepConnecting() {
+	tick := time.NewTicker(reconnecting)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := s.connect(s.ctx)
+		if err == nil {
+			return
+		}
+		s.complain("Redis still cannot be reached", "error", err)
+	}
+}
+
+// Ping tells whether the store can be reached: swarm.ErrUnavailable if not one
+// node answers.
+func (s *Store) Ping(ctx context.Context) error {
+	b := s.backend.Load()
+	if b == nil {
+		return swarm.ErrUnavailable
+	}
+	if b.single != nil {
+		if b.single.Ping(ctx).Err() != nil {
+			return swarm.ErrUnavailable
+		}
+		return nil
+	}
+	var answered atomic.Bool
+	_ = b.cluster.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		if c.Ping(ctx).Err() == nil {
+			answered.Store(true)
+		}
+		return nil
+	})
+	if !answered.Load() {
+		return swarm.ErrUnavailable
+	}
+	return nil
+}
+
+// trouble notes that a node did not answer: what it stored may be lost, and
+// another may have taken its place.
+func (s *Store) trouble(addr string, err error) {
+	s.rerouted()
+	s.complain("a Redis node does not answer", "node", addr, "error", err)
+}
+
+// rerouted notes that slots may be elsewhere than was thought.
+func (s *Store) rerouted() {
+	s.repeats.forgetAll()
+	if b := s.backend.Load(); b != nil && b.cluster != nil {
+		b.cluster.ReloadState(s.ctx)
+	}
+}
+
+// explain turns what Redis failed an operation with into one of swarm's errors,
+// and logs the details.
+func (s *Store) explain(err error) error {
+	var reply redis.Error
+	switch {
+	case !errors.As(err, &reply):
+		// The node as such failed, which trouble has told, or replicas are missing.
+		if errors.Is(err, errReplicas) {
+			s.complain("writes fail", "error", err)
+		}
+		return swarm.ErrUnavailable
+	case strings.HasPrefix(reply.Error(), "OOM"):
+		s.complain("Redis is full, new peers are refused", "error", err)
+		return swarm.ErrFull
+	default:
+		s.rerouted()
+		s.complain("Redis refuses a command", "error", err)
+		return swarm.ErrUnavailable
+	}
+}
+
+// complain logs, at most once in a while.
+func (s *Store) complain(message string, args ...any) {
+	now := time.Now().UnixNano()
+	if last := s.complained.Load(); now-last >= int64(complaining) && s.complained.CompareAndSwap(last, now) {
+		s.opt.Log.Error(message, args...)
+	}
+}

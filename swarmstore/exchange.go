@@ -1,0 +1,484 @@
+package swarmstore
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// exchange turns groups into one pipeline and its replies into views. It first
+// writes all announces, then reads the swarms of which there is no fresh view,
+// so that what was read includes what was written. It belongs to one lane and
+// is used again and again.
+type exchange struct {
+	store *Store
+	cmds  []redis.Cmder
+	reads []read
+	known map[swarm.InfoHash]int // -> index in reads
+	alive map[expiring]struct{}  // keys that this pipeline expires
+	class [swarm.Classes][]byte  // scratch: compact peers by class
+
+	writes bool // the pipeline has writes
+	short  bool // they are on too few replicas
+}
+
+type expiring struct {
+	hash swarm.InfoHash
+	kind byte
+}
+
+// read of one swarm.
+type read struct {
+	hash      swarm.InfoHash
+	peers     [2]*redis.RawCmd // of IPv4, IPv6
+	downloads *redis.StringCmd
+	view      *swarm.View
+	err       error
+}
+
+// families in the order of read.peers.
+var families = [2]int{swarm.Size4, swarm.Size6}
+
+func newExchange(s *Store) *exchange {
+	return &exchange{
+		store: s,
+		known: make(map[swarm.InfoHash]int),
+		alive: make(map[expiring]struct{}),
+	}
+}
+
+// run carries out the operations of the groups on a node and sets the view or
+// the error of each. It reports false when the node did not answer.
+func (x *exchange) run(n *node, groups []*group) bool {
+	start := time.Now()
+	ops := x.plan(groups)
+	if len(x.cmds) == 0 {
+		x.settle(groups)
+		return true
+	}
+	client := n.client.Load()
+	err := x.send(client)
+	if err == nil {
+		err = x.readMore(client, latest(groups))
+	}
+	if err != nil {
+		x.short = x.store.opt.WaitReplicas > 0
+		for i := range x.reads {
+			x.reads[i].err = err
+		}
+		x.store.trouble(n.addr, err)
+	}
+	x.settle(groups)
+	x.store.opt.Metrics.Exchange(ops, time.Since(start), err != nil)
+	return err == nil
+}
+
+// plan fills cmds with what the groups need of Redis.
+func (x *exchange) plan(groups []*group) (ops int) {
+	x.cmds, x.reads = x.cmds[:0], x.reads[:0]
+	clear(x.known)
+	clear(x.alive)
+	x.writes, x.short = false, false
+	hits, absorbed := 0, 0
+	for _, g := range groups {
+		ops += len(g.ops)
+		for i := range g.ops {
+			o := &g.ops[i]
+			if o.announce != nil && !x.planWrite(o, g.now) {
+				absorbed++
+			}
+			if o.view = x.store.views.get(o.hash, g.now); o.view != nil {
+				o.read = noRead
+				hits++
+				continue
+			}
+			at, ok := x.known[o.hash]
+			if !ok {
+				at = len(x.reads)
+				x.known[o.hash] = at
+				x.reads = append(x.reads, read{hash: o.hash})
+			}
+			o.read = at
+		}
+	}
+	for i := range x.reads {
+		x.planRead(&x.reads[i])
+	}
+	x.store.opt.Metrics.Views(hits, ops-hits)
+	x.store.opt.Metrics.Absorbed(absorbed)
+	return ops
+}
+
+// planWrite adds the writes of an announce; false means that it needs none.
+func (x *exchange) planWrite(o *op, now time.Time) bool {
+	a := o.announce
+	if a.Event == swarm.None || a.Event == swarm.Paused {
+		// Who starts may have stopped through another gateway; the rest repeats itself.
+		if x.store.repeats.has(a, now) {
+			return false
+		}
+	}
+	x.writes = true
+	ctx := x.store.ctx
+	peer := swarm.AppendCompact(make([]byte, 0, swarm.Size6), a.Peer)
+	kind := peersKind(len(peer))
+	peers := key(a.InfoHash, kind)
+	if a.Event == swarm.Stopped {
+		o.write = redis.NewIntCmd(ctx, "zrem", peers, peer)
+		x.cmds = append(x.cmds, o.write)
+		return true
+	}
+	if a.Event == swarm.Completed {
+		o.completed = redis.NewCmd(ctx, "eval", countDownload, 2,
+			key(a.InfoHash, kindCompleted), key(a.InfoHash, kindDownloads),
+			peer, now.Unix(), now.Add(-x.store.opt.PeerTTL).Unix()-1,
+			keySeconds(x.store.opt.PeerTTL), keySeconds(x.store.opt.DownloadsTTL))
+		x.cmds = append(x.cmds, o.completed)
+	}
+	o.write = redis.NewIntCmd(ctx, "zadd", peers, score(a.Class(), now), peer)
+	x.cmds = append(x.cmds, o.write)
+	if e := (expiring{a.InfoHash, kind}); !has(x.alive, e) {
+		x.alive[e] = struct{}{}
+		x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "expire", peers, keySeconds(x.store.opt.PeerTTL)))
+	}
+	return true
+}
+
+func has[K comparable](set map[K]struct{}, k K) bool { _, ok := set[k]; return ok }
+
+// keySeconds is the expiry of a key whose content lasts for ttl: whole seconds,
+// and one more so that the key never goes first.
+func keySeconds(ttl time.Duration) int64 { return int64((ttl+time.Second-1)/time.Second) + 1 }
+
+// planRead adds the reads of a swarm: the head of both sets, which is all of a
+// small one, and the downloads, which live on as long as somebody asks.
+func (x *exchange) planRead(r *read) {
+	ctx := x.store.ctx
+	for f, size := range families {
+		r.peers[f] = redis.NewRawCmd(ctx, "zrange", key(r.hash, peersKind(size)), 0, swarm.ViewPeers-1, "withscores")
+		x.cmds = append(x.cmds, r.peers[f])
+	}
+	r.downloads = redis.NewStringCmd(ctx, "getex", key(r.hash, kindDownloads), "ex", keySeconds(x.store.opt.DownloadsTTL))
+	x.cmds = append(x.cmds, r.downloads)
+}
+
+// send runs x.cmds as one pipeline and sets x.short when its writes are on too few
+// replicas. What a node sends elsewhere, as it does while slots move, is sent
+// there. An error means that a node did not answer; what a single command failed
+// with stands in it.
+func (x *exchange) send(client *redis.Client) error {
+	if err := x.pipeline(client, x.cmds, false); err != nil {
+		return err
+	}
+	for range maxRedirects {
+		type target struct {
+			addr string
+			ask  bool
+		}
+		elsewhere := map[target][]redis.Cmder{}
+		for _, cmd := range x.cmds {
+			if addr, ask, ok := redirection(cmd); ok {
+				to := target{addr, ask}
+				elsewhere[to] = append(elsewhere[to], cmd)
+			}
+		}
+		if len(elsewhere) == 0 {
+			return nil
+		}
+		x.store.rerouted()
+		for to, cmds := range elsewhere {
+			client := x.store.backend.Load().at(x.store.ctx, to.addr)
+			if client == nil {
+				continue
+			}
+			if err := x.pipeline(client, cmds, to.ask); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const (
+	// maxRedirects bounds how often one pipeline follows moving slots.
+	maxRedirects = 3
+
+	// replicaTimeout bounds the wait for replicas, below the read timeout.
+	replicaTimeout = readTimeout / 2
+)
+
+func (x *exchange) pipeline(client *redis.Client, cmds []redis.Cmder, ask bool) error {
+	ctx := x.store.ctx
+	pipe := client.Pipeline()
+	for _, cmd := range cmds {
+		cmd.SetErr(nil)
+		if ask {
+			_ = pipe.Process(ctx, redis.NewStatusCmd(ctx, "asking"))
+		}
+		_ = pipe.Process(ctx, cmd)
+	}
+	want := x.store.opt.WaitReplicas
+	var acks *redis.IntCmd
+	if want > 0 && x.writes {
+		acks = redis.NewIntCmd(ctx, "wait", want, replicaTimeout.Milliseconds())
+		_ = pipe.Process(ctx, acks)
+	}
+	_, err := pipe.Exec(ctx)
+	var reply redis.Error
+	if err != nil && !errors.As(err, &reply) {
+		return err
+	}
+	if acks != nil && int(acks.Val()) < want {
+		x.short = true
+	}
+	return nil
+}
+
+// redirection tells where a command was sent on to, by "MOVED slot addr", or for
+// this once "ASK slot addr".
+func redirection(cmd redis.Cmder) (addr string, ask, ok bool) {
+	err := cmd.Err()
+	if raw, is := cmd.(*redis.RawCmd); is && err == nil {
+		err = replyError(raw.Val())
+	}
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return "", false, false
+	}
+	words := strings.Fields(reply.Error())
+	if len(words) != 3 || words[0] != "MOVED" && words[0] != "ASK" {
+		return "", false, false
+	}
+	return words[2], words[0] == "ASK", true
+}
+
+// settle gives each operation its view or its error, and keeps what was learnt.
+func (x *exchange) settle(groups []*group) {
+	for _, g := range groups {
+		for i := range g.ops {
+			o := &g.ops[i]
+			o.err = o.failed()
+			if o.err == nil && x.short && o.write != nil {
+				o.err = errReplicas
+			}
+			if o.err == nil && o.read != noRead {
+				r := &x.reads[o.read]
+				o.view, o.err = r.view, r.err
+			}
+			if o.err != nil {
+				o.err = x.store.explain(o.err)
+				continue
+			}
+			if o.announce != nil {
+				x.learn(o, g.now)
+			}
+		}
+	}
+	for i := range x.reads {
+		if r := &x.reads[i]; r.err == nil {
+			x.store.views.put(r.hash, r.view, latest(groups))
+		}
+	}
+}
+
+// errReplicas says that a write is on fewer replicas than it must be.
+var errReplicas = errors.New("too few replicas acknowledged the writes (--wait-replicas)")
+
+// failed is the error of an operation's own writes.
+func (o *op) failed() error {
+	if o.write != nil && o.write.Err() != nil {
+		return o.write.Err()
+	}
+	if o.completed != nil {
+		return o.completed.Err()
+	}
+	return nil
+}
+
+// learn notes an acknowledged write among the repeats, and in a view that was
+// read before it.
+func (x *exchange) learn(o *op, now time.Time) {
+	a := o.announce
+	if a.Event == swarm.Stopped {
+		x.store.repeats.forget(a)
+	} else if o.write != nil {
+		x.store.repeats.put(a, now)
+	}
+	if o.read != noRead || o.write == nil {
+		return
+	}
+	changed := o.write.Val() > 0
+	if a.Event == swarm.Stopped {
+		o.view.Drop(a.Peer, a.Class(), changed)
+		return
+	}
+	o.view.Put(a.Peer, a.Class(), changed)
+	if o.completed != nil {
+		if counted, _ := o.completed.Int(); counted == 1 {
+			o.view.Downloaded()
+		}
+	}
+}
+
+// more is what the head of a set left open: stale peers to trim, and for a set
+// that is larger than the head, its counts and a sample of it.
+type more struct {
+	read   *read
+	size   int
+	counts [swarm.Classes]*redis.IntCmd
+	head   *redis.RawCmd
+	sample *redis.RawCmd
+}
+
+// viewLeechers is how many leechers a view of a large swarm holds at least, if
+// there are as many: two answers' worth.
+const viewLeechers = 100
+
+// readMore makes views of what was read, and where a set was larger than its head
+// or held stale peers, in a second pipeline, asks for the rest.
+func (x *exchange) readMore(client *redis.Client, now time.Time) error {
+	ctx := x.store.ctx
+	var rest []more
+	x.cmds = x.cmds[:0]
+	for i := range x.reads {
+		r := &x.reads[i]
+		var downloads int
+		if downloads, r.err = count(r.downloads); r.err != nil {
+			continue
+		}
+		r.view = swarm.NewView(swarm.Counts{Downloads: downloads})
+		for f, size := range families {
+			held, stale, err := x.sort(r.peers[f], size, now)
+			if err != nil {
+				r.err = err
+				break
+			}
+			m := more{read: r, size: size, head: r.peers[f]}
+			peers := key(r.hash, peersKind(size))
+			if stale || held == swarm.ViewPeers {
+				for class := range swarm.Class(swarm.Classes) {
+					x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "zremrangebyscore", peers,
+						oldest(class, now, x.store.opt.PeerTTL)+1, classStart(class+1)-1))
+				}
+			}
+			if held < swarm.ViewPeers {
+				x.fill(r.view, size, true)
+				continue
+			}
+			for class := range swarm.Class(swarm.Classes) {
+				m.counts[class] = redis.NewIntCmd(ctx, "zcount", peers, classStart(class), classStart(class+1)-1)
+				x.cmds = append(x.cmds, m.counts[class])
+			}
+			m.sample = redis.NewRawCmd(ctx, "zrandmember", peers, swarm.ViewPeers, "withscores")
+			x.cmds = append(x.cmds, m.sample)
+			rest = append(rest, m)
+		}
+	}
+	if len(x.cmds) == 0 {
+		return nil
+	}
+	x.writes = false
+	if err := x.send(client); err != nil {
+		return err
+	}
+	for _, m := range rest {
+		m.fill(x, now)
+	}
+	return nil
+}
+
+// fill makes the view of a set that is larger than its head.
+func (m *more) fill(x *exchange, now time.Time) {
+	r := m.read
+	var counts [swarm.Classes]int
+	for class, cmd := range m.counts {
+		if cmd.Err() != nil {
+			r.err = cmd.Err()
+			return
+		}
+		counts[class] = int(cmd.Val())
+	}
+	_, _, err := x.sort(m.sample, m.size, now)
+	if err != nil {
+		r.err = err
+		return
+	}
+	// Leechers are what a seeder asks for, and few in a swarm of seeders. The
+	// head of the set has the newest of them; it stands in for those in the sample
+	// when they are too few for an answer.
+	if fewest := viewLeechers * m.size; len(x.class[swarm.Leecher]) < fewest {
+		sampled := x.class
+		x.class[swarm.PartialSeed], x.class[swarm.Seeder] = nil, nil
+		if _, _, err := x.sort(m.head, m.size, now); err != nil {
+			r.err = err
+			return
+		}
+		leechers := x.class[swarm.Leecher]
+		x.class = sampled
+		x.class[swarm.Leecher] = leechers[:min(len(leechers), fewest)]
+	}
+	x.fill(r.view, m.size, false)
+	r.view.Add(counts)
+}
+
+// sort reads the reply to a ZRANGE or ZRANDMEMBER with scores into x.class,
+// without the stale peers.
+func (x *exchange) sort(cmd *redis.RawCmd, size int, now time.Time) (held int, stale bool, err error) {
+	for class := range x.class {
+		x.class[class] = x.class[class][:0]
+	}
+	if cmd.Err() != nil {
+		return 0, false, cmd.Err()
+	}
+	if err := replyError(cmd.Val()); err != nil {
+		return 0, false, err
+	}
+	err = parsePeers(cmd.Val(), func(peer []byte, score int64) {
+		held++
+		class, ok := classOf(score)
+		if !ok || len(peer) != size {
+			return
+		}
+		if score > oldest(class, now, x.store.opt.PeerTTL) {
+			stale = true
+			return
+		}
+		x.class[class] = append(x.class[class], peer...)
+	})
+	return held, stale, err
+}
+
+// fill moves x.class into a view, and into its counts too when it is all there is.
+func (x *exchange) fill(view *swarm.View, size int, all bool) {
+	var counts [swarm.Classes]int
+	for class, peers := range x.class {
+		counts[class] = len(peers) / size
+		view.Fill(size, swarm.Class(class), peers)
+	}
+	if all {
+		view.Add(counts)
+	}
+}
+
+func latest(groups []*group) time.Time {
+	now := groups[0].now
+	for _, g := range groups[1:] {
+		if g.now.After(now) {
+			now = g.now
+		}
+	}
+	return now
+}
+
+// count of downloads; none are no error.
+func count(cmd *redis.StringCmd) (int, error) {
+	n, err := cmd.Int()
+	if errors.Is(err, redis.Nil) {
+		return 0, nil
+	}
+	return n, err
+}

@@ -1,0 +1,162 @@
+package swarmstore
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/semaphore"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+const (
+	// Two pipelines of a node are under way at once: while Redis works on one,
+	// the gateway reads and answers the other. A swarm keeps to one lane, so that
+	// what happens to it happens in order.
+	lanesPerNode = 2
+
+	// maxExchange bounds the operations of one pipeline, softly: a batch is never split.
+	maxExchange = 512
+
+	// maxWaiting bounds the operations that wait for a lane.
+	maxWaiting = 4096
+
+	// patience is how long an announce may wait for room in a full lane. Longer
+	// than a loaded node needs for a pipeline, shorter than a client notices.
+	patience = 100 * time.Millisecond
+
+	// cooldown is how long a node that did not answer is spared: what is
+	// for it fails at once, so that a dead node costs its swarms only.
+	cooldown = 250 * time.Millisecond
+)
+
+// node is one Redis master.
+type node struct {
+	addr   string
+	client atomic.Pointer[redis.Client]
+	lanes  [lanesPerNode]*lane
+	spared atomic.Int64 // until this Unix nanosecond nothing is sent to it
+}
+
+// lane carries the operations on some of a node's swarms, one pipeline at a time.
+type lane struct {
+	store   *Store
+	node    *node
+	queue   chan *group
+	room    *semaphore.Weighted // of maxWaiting
+	stalled atomic.Bool         // somebody ran out of patience during this pipeline
+}
+
+// node finds or starts what belongs to a client of the cluster's, or nil when
+// the store is closed.
+func (s *Store) node(client *redis.Client) *node {
+	addr := client.Options().Addr
+	if n, ok := s.nodes.Load(addr); ok {
+		n := n.(*node)
+		n.client.Store(client)
+		return n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	if n, ok := s.nodes.Load(addr); ok {
+		return n.(*node)
+	}
+	n := &node{addr: addr}
+	n.client.Store(client)
+	for i := range n.lanes {
+		l := &lane{
+			store: s, node: n,
+			queue: make(chan *group, maxWaiting),
+			room:  semaphore.NewWeighted(maxWaiting),
+		}
+		n.lanes[i] = l
+		s.wg.Go(l.run)
+	}
+	s.nodes.Store(addr, n)
+	return n
+}
+
+// put queues a group, or fails it when the lane takes no more. A nil lane stands
+// for a node that is not known.
+func (l *lane) put(g *group) {
+	if l == nil || time.Now().UnixNano() < l.node.spared.Load() {
+		g.fail(swarm.ErrUnavailable)
+		return
+	}
+	n := int64(len(g.ops))
+	if !l.room.TryAcquire(n) {
+		if l.stalled.Load() {
+			g.fail(swarm.ErrBusy)
+			return
+		}
+		ctx, cancel := context.WithTimeout(l.store.ctx, patience)
+		err := l.room.Acquire(ctx, n)
+		cancel()
+		if err != nil {
+			l.stalled.Store(true)
+			g.fail(swarm.ErrBusy)
+			return
+		}
+	}
+	// A group has one operation at least: with room for it there is a place in
+	// the queue.
+	l.queue <- g
+}
+
+func (l *lane) run() {
+	x := newExchange(l.store)
+	groups := make([]*group, 0, maxExchange)
+	for {
+		select {
+		case g := <-l.queue:
+			groups = append(groups[:0], g)
+		case <-l.store.ctx.Done():
+			l.drain()
+			return
+		}
+		n := len(groups[0].ops)
+	fill:
+		for n < maxExchange {
+			select {
+			case g := <-l.queue:
+				groups = append(groups, g)
+				n += len(g.ops)
+			default:
+				break fill
+			}
+		}
+		l.room.Release(int64(n))
+		l.stalled.Store(false)
+
+		if time.Now().UnixNano() < l.node.spared.Load() {
+			for _, g := range groups {
+				g.fail(swarm.ErrUnavailable)
+			}
+			continue
+		}
+		if !x.run(l.node, groups) {
+			l.node.spared.Store(time.Now().Add(cooldown).UnixNano())
+		}
+		for _, g := range groups {
+			g.finish()
+		}
+	}
+}
+
+// drain fails what still waits when the store closes. Who puts a group later
+// finds the lane full sooner or later, or nobody to take it: callers end first.
+func (l *lane) drain() {
+	for {
+		select {
+		case g := <-l.queue:
+			g.fail(swarm.ErrUnavailable)
+		default:
+			return
+		}
+	}
+}

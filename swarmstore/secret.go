@@ -1,0 +1,40 @@
+package swarmstore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// secretKey holds the secret that all gateways share, as 32 hexadecimal digits.
+const secretKey = "swarmgate:secret"
+
+// Secret is the 16 bytes that every gateway of the fleet knows and nobody else:
+// those of whoever came first. Who finds none there gives its own, so that a
+// Redis that lost everything gets back the one in use.
+func (s *Store) Secret(ctx context.Context, own [16]byte) (secret [16]byte, err error) {
+	b := s.backend.Load()
+	if b == nil {
+		return secret, swarm.ErrUnavailable
+	}
+	text, err := b.client.Get(ctx, secretKey).Result()
+	if errors.Is(err, redis.Nil) {
+		if err = b.client.SetNX(ctx, secretKey, hex.EncodeToString(own[:]), 0).Err(); err == nil {
+			text, err = b.client.Get(ctx, secretKey).Result()
+		}
+	}
+	if err != nil {
+		return secret, fmt.Errorf("shared secret: %w", err)
+	}
+	if len(text) == hex.EncodedLen(len(secret)) {
+		if _, err := hex.Decode(secret[:], []byte(text)); err == nil {
+			return secret, nil
+		}
+	}
+	return [16]byte{}, fmt.Errorf("shared secret: %s does not hold 32 hexadecimal digits", secretKey)
+}

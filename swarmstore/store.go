@@ -1,0 +1,264 @@
+// Package swarmstore keeps all swarms in Redis: a single server or a Redis
+// Cluster, in sorted sets that expire by themselves.
+//
+// A front end's announces reach it in batches and come back through a callback
+// once Redis has acknowledged them:
+//
+//	store, err := swarmstore.Open(ctx, swarmstore.Options{URLs: []string{"redis://127.0.0.1:6379"}})
+//	store.Announce(time.Now(), batch, answered)
+//
+// For each Redis node there are a few lanes. While one pipeline of a lane is
+// under way its next one fills (group commit), and what a node is slow or dead
+// for waits or fails in its own lanes only. Reads are the dear half, so each
+// gateway keeps a view of the swarms that it has just read. DESIGN.md says why.
+package swarmstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// Options of a Store. Durations of Redis keys and scores are whole seconds.
+type Options struct {
+	URLs []string // redis:// or rediss://, nodes of one server or cluster
+
+	PeerTTL      time.Duration // a peer is gone this long after its last announce
+	DownloadsTTL time.Duration // downloads outlive the last look at their swarm by this
+	ViewTTL      time.Duration // how long a view answers without a read; 0: each announce reads
+	ViewMemory   int           // bytes that views may take
+	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
+	WaitReplicas int           // replicas that must have a write before it counts
+
+	Log     *slog.Logger
+	Metrics Metrics
+}
+
+// Metrics is told what the store does.
+type Metrics interface {
+	// Exchange is one pipeline: how many announces and look-ups shared it and
+	// how long it took; failed when the node did not answer.
+	Exchange(ops int, took time.Duration, failed bool)
+	// Views counts look-ups answered from a view, and those that had to read.
+	Views(hits, misses int)
+	// Absorbed counts repeats that needed no write.
+	Absorbed(n int)
+}
+
+// Store is safe for concurrent use.
+type Store struct {
+	opt     Options
+	redis   *redis.Options // how to reach any node
+	addrs   []string
+	views   *views
+	repeats *repeats
+
+	backend    atomic.Pointer[backend] // nil until Redis was reached
+	complained atomic.Int64            // when, in Unix nanoseconds
+	nodes      sync.Map                // address -> *node
+
+	mu     sync.Mutex // guards closed, and that no lane starts after it
+	closed bool
+	stop   context.CancelFunc
+	ctx    context.Context
+	wg     sync.WaitGroup
+}
+
+// ErrURL is what Open says of an address that is none.
+var ErrURL = errors.New("not a Redis address (redis://HOST:PORT or rediss://HOST:PORT)")
+
+// Open starts a store. It fails on addresses that make no sense; when Redis is
+// away it logs so, keeps trying, and answers swarm.ErrUnavailable meanwhile.
+func Open(ctx context.Context, opt Options) (*Store, error) {
+	s := &Store{opt: opt}
+	if err := s.parseURLs(); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.views, err = newViews(opt.ViewTTL, opt.ViewMemory); err != nil {
+		return nil, fmt.Errorf("views: %w", err)
+	}
+	// An absorbed repeat does not refresh its peer: a window that is long against
+	// the peer TTL would let peers expire that are there.
+	s.repeats = newRepeats(min(opt.RepeatWindow, opt.PeerTTL/10))
+
+	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := s.connect(ctx); err != nil {
+		s.opt.Log.Error("Redis cannot be reached; announces and scrapes fail until it can", "error", err)
+		s.wg.Go(s.keepConnecting)
+	}
+	return s, nil
+}
+
+// Close fails what still waits and ends the store's connections.
+func (s *Store) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.wg.Wait()
+	if b := s.backend.Load(); b != nil {
+		_ = b.client.Close()
+	}
+	s.views.close()
+}
+
+// Announce stores a batch of announces and sets the View or the Err of each.
+// Each comes back once through answered, which is called once or more for the
+// batch, from other goroutines or before Announce returns; the slice that it gets
+// is valid during the call. batch is the caller's again when Announce returns.
+func (s *Store) Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	var few [8]*group
+	groups := few[:0]
+	for _, a := range batch {
+		a.View, a.Err = nil, nil
+		lane := s.lane(a.InfoHash)
+		g := groupFor(&groups, lane, now)
+		g.announces = append(g.announces, a)
+		g.ops = append(g.ops, op{hash: a.InfoHash, announce: a})
+	}
+	for _, g := range groups {
+		g.answered = answered
+		g.lane.put(g)
+	}
+}
+
+// Scrape reads the counts of swarms and hands the scrape back through answered,
+// once, from another goroutine or before Scrape returns.
+func (s *Store) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
+	scrape.Err = nil
+	scrape.Counts = append(scrape.Counts[:0], make([]swarm.Counts, len(scrape.Hashes))...)
+	if len(scrape.Hashes) == 0 {
+		answered(scrape)
+		return
+	}
+	part := &scraping{Scrape: scrape, answered: answered}
+	var groups []*group
+	for i, hash := range scrape.Hashes {
+		g := groupFor(&groups, s.lane(hash), now)
+		g.ops = append(g.ops, op{hash: hash, index: i})
+	}
+	part.left.Store(int32(len(groups)))
+	for _, g := range groups {
+		g.scraping = part
+		g.lane.put(g)
+	}
+}
+
+// lane that the operations on a swarm go through, one after the other, or nil
+// when there is none.
+func (s *Store) lane(hash swarm.InfoHash) *lane {
+	b := s.backend.Load()
+	if b == nil {
+		return nil
+	}
+	client, err := b.master(s.ctx, hash)
+	if err != nil {
+		s.opt.Log.Debug("no master", "error", err)
+		return nil
+	}
+	n := s.node(client)
+	if n == nil {
+		return nil
+	}
+	return n.lanes[hash[3]%lanesPerNode]
+}
+
+// groupFor finds or starts the group of a lane.
+func groupFor(groups *[]*group, lane *lane, now time.Time) *group {
+	for _, g := range *groups {
+		if g.lane == lane {
+			return g
+		}
+	}
+	g := groupPool.Get().(*group)
+	g.lane, g.now = lane, now
+	*groups = append(*groups, g)
+	return g
+}
+
+// group is what of one batch goes through one lane.
+type group struct {
+	lane *lane
+	now  time.Time
+	ops  []op
+
+	announces []*swarm.Announce // with answered
+	answered  func([]*swarm.Announce)
+	scraping  *scraping // or of a scrape
+}
+
+var groupPool = sync.Pool{New: func() any { return new(group) }}
+
+// op is one announce, or one look-up of a swarm when announce is nil.
+type op struct {
+	hash     swarm.InfoHash
+	announce *swarm.Announce
+	index    int // of a look-up in its scrape
+
+	view *swarm.View
+	err  error
+
+	write     *redis.IntCmd // ZADD or ZREM, when there is something to write
+	completed *redis.Cmd    // countDownload, likewise
+	read      int           // index of the read that fills its view, or noRead
+}
+
+const noRead = -1
+
+// scraping joins the groups of one scrape.
+type scraping struct {
+	*swarm.Scrape
+	answered func(*swarm.Scrape)
+	left     atomic.Int32
+	err      atomic.Pointer[error]
+}
+
+// fail gives all of the group back with err.
+func (g *group) fail(err error) {
+	for i := range g.ops {
+		g.ops[i].err = err
+	}
+	g.finish()
+}
+
+// finish gives the group back to who asked.
+func (g *group) finish() {
+	if g.scraping != nil {
+		g.scraping.finish(g.ops)
+	} else {
+		for i := range g.ops {
+			g.announces[i].View, g.announces[i].Err = g.ops[i].view, g.ops[i].err
+		}
+		g.answered(g.announces)
+	}
+	clear(g.ops)
+	clear(g.announces)
+	*g = group{ops: g.ops[:0], announces: g.announces[:0]}
+	groupPool.Put(g)
+}
+
+func (s *scraping) finish(ops []op) {
+	for i := range ops {
+		if err := ops[i].err; err != nil {
+			s.err.Store(&err)
+		} else {
+			s.Counts[ops[i].index] = ops[i].view.Counts()
+		}
+	}
+	if s.left.Add(-1) > 0 {
+		return
+	}
+	if err := s.err.Load(); err != nil {
+		s.Err = *err
+	}
+	s.answered(s.Scrape)
+}

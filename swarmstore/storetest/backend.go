@@ -1,0 +1,114 @@
+package storetest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/embedded"
+)
+
+// Backend is a Redis of some kind, empty, with a clock that can be driven.
+type Backend struct {
+	URLs []string
+	// Advance the clock by which keys expire.
+	Advance func(d time.Duration)
+	// Reset forgets everything.
+	Reset func()
+}
+
+// Backends are all kinds that the store runs on, by name.
+func Backends() map[string]func(t *testing.T) *Backend {
+	return map[string]func(t *testing.T) *Backend{
+		"embedded": Embedded,
+		"single":   func(t *testing.T) *Backend { return Real(t, Redis(t)) },
+		"cluster":  func(t *testing.T) *Backend { return Real(t, Cluster(t, 3, 0)...) },
+	}
+}
+
+// Embedded starts an embedded store that ends with the test.
+func Embedded(t *testing.T) *Backend {
+	t.Helper()
+	server, err := embedded.Start(embedded.Limits{Swarms: 100_000, Peers: 1_000_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	now := time.Unix(0, 0)
+	server.Tick(now)
+	client := client(t, server.URL())
+	return &Backend{
+		URLs: []string{server.URL()},
+		Advance: func(d time.Duration) {
+			now = now.Add(d)
+			server.Tick(now)
+		},
+		Reset: func() { must(t, client.FlushAll(context.Background()).Err()) },
+	}
+}
+
+// Real is the backend of running servers, all of them masters. A real server's clock
+// cannot be driven: Advance brings the expiry of all keys nearer instead.
+func Real(t *testing.T, masters ...*Process) *Backend {
+	t.Helper()
+	ctx := context.Background()
+	var clients []*redis.Client
+	for _, p := range masters {
+		clients = append(clients, client(t, "redis://"+p.Addr))
+	}
+	return &Backend{
+		URLs: URLs(masters...),
+		Advance: func(d time.Duration) {
+			for _, c := range clients {
+				keys := c.Scan(ctx, 0, "*", 1000).Iterator()
+				for keys.Next(ctx) {
+					left, err := c.PTTL(ctx, keys.Val()).Result()
+					must(t, err)
+					switch {
+					case left < 0: // without an expiry, or gone
+					case left <= d:
+						must(t, c.Del(ctx, keys.Val()).Err())
+					default:
+						must(t, c.PExpire(ctx, keys.Val(), left-d).Err())
+					}
+				}
+				must(t, keys.Err())
+			}
+		},
+		Reset: func() {
+			for _, c := range clients {
+				must(t, c.FlushAll(ctx).Err())
+			}
+		},
+	}
+}
+
+// Keys counts the keys that a backend holds.
+func (b *Backend) Keys(t *testing.T) int {
+	t.Helper()
+	n := 0
+	for _, url := range b.URLs {
+		size, err := client(t, url).DBSize(context.Background()).Result()
+		must(t, err)
+		n += int(size)
+	}
+	return n
+}
+
+func client(t *testing.T, url string) *redis.Client {
+	t.Helper()
+	o, err := redis.ParseURL(url)
+	must(t, err)
+	c := redis.NewClient(o)
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
