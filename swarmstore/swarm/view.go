@@ -173,15 +173,20 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	total := v.offer(f, class)
-	if n <= 0 || total == 0 {
+	// The asker is left out by counting around it.
+	total, asking := v.offer(f, class), -1
+	if was, at := v.find(f, own); at >= 0 && int(was) < classesFor(class) {
+		for _, list := range v.peers[f][:was] {
+			at += len(list)
+		}
+		total, asking = total-1, at/size
+	}
+	// The total is cut into runs, of which each gives one peer; turning them by a
+	// random offset makes up for runs that are longer by one.
+	runs := min(n, total)
+	if runs <= 0 {
 		return dst
 	}
-	lists := &v.peers[f]
-	// One more than wanted, as the asker may be met. The total is cut into as
-	// many runs, of which each gives one peer; turning them by a random offset
-	// makes up for runs that are longer by one.
-	runs := min(n+1, total)
 	rnd := splitMix(seed)
 	offset := rnd.intN(total)
 	for i := range runs {
@@ -190,20 +195,16 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 		if at >= total {
 			at -= total
 		}
+		if asking >= 0 && at >= asking {
+			at++
+		}
 		at *= size
 		list := 0
-		for at >= len(lists[list]) {
-			at -= len(lists[list])
+		for at >= len(v.peers[f][list]) {
+			at -= len(v.peers[f][list])
 			list++
 		}
-		peer := lists[list][at : at+size]
-		if bytes.Equal(peer, own) {
-			continue
-		}
-		dst = append(dst, peer...)
-		if n--; n == 0 {
-			break
-		}
+		dst = append(dst, v.peers[f][list][at:at+size]...)
 	}
 	return dst
 }
@@ -219,12 +220,19 @@ func (v *View) held(f int) int {
 
 // find returns the class of a peer and its offset in that list, or below 0.
 func (v *View) find(f int, compact []byte) (Class, int) {
-	for class := range v.peers[f] {
-		list := v.peers[f][class]
-		for at := 0; at < len(list); at += len(compact) {
-			if bytes.Equal(list[at:at+len(compact)], compact) {
+	if len(compact) != sizes[f] {
+		return 0, -1
+	}
+	for class, list := range v.peers[f] {
+		for from := 0; from < len(list); {
+			at := bytes.Index(list[from:], compact)
+			if at < 0 {
+				break
+			}
+			if at += from; at%len(compact) == 0 {
 				return Class(class), at
 			}
+			from = at + 1 // bytes of two neighbours that look like it
 		}
 	}
 	return 0, -1

@@ -1,0 +1,169 @@
+// Package tracker is the policy that both front ends share: which peers an asker
+// is handed, how many, and when it shall come back. It knows neither protocols
+// nor Redis.
+//
+//	t := tracker.New(store, tracker.Policy{Interval: 30 * time.Minute, ...})
+//	udp := t.Front(metrics.Front("udp")) // what a front end is given
+package tracker
+
+import (
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// Store is what the policy needs of the store. Both calls hand back what they
+// were given, once, in parts and from other goroutines.
+type Store interface {
+	Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce))
+	Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape))
+}
+
+// Policy is what an operator decides.
+type Policy struct {
+	Interval    time.Duration // between announces, on average; each answer gets its own
+	MinInterval time.Duration
+}
+
+const (
+	// DefaultPeers are handed to an asker that names no number, MaxPeers to one that names a large one.
+	DefaultPeers = 50
+	MaxPeers     = 200
+
+	// jitter is the share of the interval by which answers differ up and down, so
+	// that clients which came together do not come together again.
+	jitter = 0.1
+)
+
+// MaxInterval is the longest interval that a policy gives.
+func (p Policy) MaxInterval() time.Duration {
+	return time.Duration(float64(p.Interval) * (1 + jitter))
+}
+
+// Metrics is told of one front end's requests: the error they were answered with,
+// nil for none, and how long they took.
+type Metrics interface {
+	Announced(err error, took time.Duration)
+	Scraped(err error, took time.Duration)
+}
+
+// Tracker applies a policy to a store.
+type Tracker struct {
+	store  Store
+	policy Policy
+}
+
+// New returns a tracker.
+func New(store Store, policy Policy) *Tracker { return &Tracker{store, policy} }
+
+// Front is the tracker as one front end has it.
+type Front struct {
+	*Tracker
+	metrics Metrics
+	pending sync.Pool // of *pending
+}
+
+// Front returns the tracker for a front end whose requests metrics is told of.
+func (t *Tracker) Front(metrics Metrics) *Front {
+	f := &Front{Tracker: t, metrics: metrics}
+	f.pending.New = func() any {
+		p := &pending{front: f}
+		p.answer = p.answered
+		return p
+	}
+	return f
+}
+
+// pending is a batch that the store has not handed back whole.
+type pending struct {
+	front  *Front
+	start  time.Time
+	left   atomic.Int64
+	hand   func([]*swarm.Announce)
+	answer func([]*swarm.Announce) // p.answered, bound once
+}
+
+// Announce answers a batch. Each announce comes back once through answered,
+// which is called once or more for the batch, from other goroutines or before
+// Announce returns; the slice that it gets is valid during the call. batch is the
+// caller's again when Announce returns.
+func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	if len(batch) == 0 {
+		return
+	}
+	p := f.pending.Get().(*pending)
+	p.start, p.hand = time.Now(), answered
+	p.left.Store(int64(len(batch)))
+	f.store.Announce(now, batch, p.answer)
+}
+
+func (p *pending) answered(part []*swarm.Announce) {
+	f, hand, took := p.front, p.hand, time.Since(p.start)
+	for _, a := range part {
+		f.answer(a)
+		f.metrics.Announced(a.Err, took)
+	}
+	last := p.left.Add(-int64(len(part))) == 0
+	hand(part)
+	if last {
+		p.hand = nil
+		f.pending.Put(p)
+	}
+}
+
+// answer fills in the answer from the view that the store found.
+func (f *Front) answer(a *swarm.Announce) {
+	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
+	a.Interval = f.interval()
+	a.MinInterval = min(f.policy.MinInterval, a.Interval)
+	if a.Err != nil {
+		return
+	}
+	a.Counts = a.View.Counts()
+	if a.Event == swarm.Stopped {
+		return
+	}
+	want := min(a.NumWant, MaxPeers)
+	if want < 0 {
+		want = DefaultPeers
+	}
+	if a.Both || a.Peer.Addr().Is4() {
+		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), share4(a, want), rand.Uint64())
+		want -= len(a.Peers4) / swarm.Size4
+	}
+	if a.Both || !a.Peer.Addr().Is4() {
+		a.Peers6 = a.View.Pick(a.Peers6, swarm.Size6, a.Peer, a.Class(), want, rand.Uint64())
+	}
+}
+
+func (f *Front) interval() time.Duration {
+	return time.Duration(float64(f.policy.Interval) * (1 - jitter + 2*jitter*rand.Float64()))
+}
+
+// share4 is how many of the wanted peers may be IPv4 ones: all, unless both
+// families are asked for and have more than that together. Then each gets its part,
+// and a quarter at least if it has as many.
+func share4(a *swarm.Announce, want int) int {
+	if !a.Both {
+		return want
+	}
+	have4, have6 := a.View.Offer(a.Class())
+	if have4+have6 <= want {
+		return want
+	}
+	n4 := want * have4 / (have4 + have6)
+	n4 = max(n4, min(want/4, have4), want-have6)
+	return min(n4, want-min(want/4, have6))
+}
+
+// Scrape reads the counts of swarms and hands the scrape back through answered.
+func (f *Front) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
+	start := time.Now()
+	f.store.Scrape(now, scrape, func(s *swarm.Scrape) {
+		f.metrics.Scraped(s.Err, time.Since(start))
+		answered(s)
+	})
+}

@@ -1,0 +1,151 @@
+package tracker
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// fakeStore answers from one view, in parts of one announce.
+type fakeStore struct {
+	view *swarm.View
+	err  error
+}
+
+func (s *fakeStore) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	for i, a := range batch {
+		a.View, a.Err = s.view, s.err
+		answered(batch[i : i+1])
+	}
+}
+
+func (s *fakeStore) Scrape(_ time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
+	scrape.Err = s.err
+	answered(scrape)
+}
+
+type fakeMetrics struct {
+	announced, failed, scraped int
+}
+
+func (m *fakeMetrics) Announced(err error, _ time.Duration) {
+	m.announced++
+	if err != nil {
+		m.failed++
+	}
+}
+func (m *fakeMetrics) Scraped(error, time.Duration) { m.scraped++ }
+
+var policy = Policy{Interval: 1000 * time.Second, MinInterval: 500 * time.Second}
+
+func peer4(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), 6881)
+}
+
+func peer6(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16([16]byte{0xfd, 14: byte(n >> 8), 15: byte(n)}), 6881)
+}
+
+// viewOf a swarm with so many leechers on IPv4 and IPv6 and seeders on IPv4.
+func viewOf(leechers4, leechers6, seeders4 int) *swarm.View {
+	v := swarm.NewView(swarm.Counts{})
+	for n := range leechers4 {
+		v.Put(peer4(n), swarm.Leecher, true)
+	}
+	for n := range leechers6 {
+		v.Put(peer6(n), swarm.Leecher, true)
+	}
+	for n := range seeders4 {
+		v.Put(peer4(1000+n), swarm.Seeder, true)
+	}
+	return v
+}
+
+func announce(v *swarm.View, a *swarm.Announce) *swarm.Announce {
+	New(&fakeStore{view: v}, policy).Front(&fakeMetrics{}).
+		Announce(time.Now(), []*swarm.Announce{a}, func([]*swarm.Announce) {})
+	return a
+}
+
+func TestPeersHandedOut(t *testing.T) {
+	tests := []struct {
+		name         string
+		view         *swarm.View
+		ask          swarm.Announce
+		want4, want6 int
+	}{
+		{"all but oneself", viewOf(10, 0, 5), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 50}, 14, 0},
+		{"a seeder gets leechers", viewOf(10, 0, 5), swarm.Announce{Peer: peer4(1000), NumWant: 50}, 10, 0},
+		{"a partial seed gets leechers", viewOf(10, 0, 5), swarm.Announce{Peer: peer4(900), Left: 1, Event: swarm.Paused, NumWant: 50}, 10, 0},
+		{"50 by default", viewOf(100, 0, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: -1}, 50, 0},
+		{"200 at most", viewOf(250, 0, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 1 << 30}, 200, 0},
+		{"none when none are wanted", viewOf(10, 0, 5), swarm.Announce{Peer: peer4(1), Left: 1}, 0, 0},
+		{"none to who stops", viewOf(10, 0, 5), swarm.Announce{Peer: peer4(1), Left: 1, Event: swarm.Stopped, NumWant: 50}, 0, 0},
+		{"the asker's family only", viewOf(10, 10, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 50}, 9, 0},
+		{"the asker's family only, IPv6", viewOf(10, 10, 0), swarm.Announce{Peer: peer6(1), Left: 1, NumWant: 50}, 0, 9},
+		{"both families", viewOf(10, 10, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 50, Both: true}, 9, 10},
+		{"both families, exactly as many as wanted", viewOf(30, 20, 0), swarm.Announce{Peer: peer4(999), NumWant: 50, Both: true}, 30, 20},
+		{"a quarter for the smaller family", viewOf(200, 20, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 30, 10},
+		{"a quarter for the smaller family, IPv4", viewOf(20, 200, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 10, 30},
+		{"all that the smaller family has", viewOf(200, 3, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 37, 3},
+		{"parts in proportion", viewOf(100, 100, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 20, 20},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			a := announce(test.view, &test.ask)
+			if n4, n6 := len(a.Peers4)/swarm.Size4, len(a.Peers6)/swarm.Size6; n4 != test.want4 || n6 != test.want6 {
+				t.Errorf("handed out %d and %d peers, want %d and %d", n4, n6, test.want4, test.want6)
+			}
+			if a.Counts != test.view.Counts() {
+				t.Errorf("counts are %+v", a.Counts)
+			}
+		})
+	}
+}
+
+func TestIntervalsAreJittered(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for range 1000 {
+		a := announce(viewOf(0, 0, 0), &swarm.Announce{Peer: peer4(1)})
+		if a.Interval < 900*time.Second || a.Interval > policy.MaxInterval() {
+			t.Fatalf("interval is %v", a.Interval)
+		}
+		if a.MinInterval != policy.MinInterval {
+			t.Fatalf("min interval is %v", a.MinInterval)
+		}
+		seen[a.Interval.Truncate(10*time.Second)] = true
+	}
+	if len(seen) < 15 {
+		t.Errorf("only %d of 20 stretches of 10 s were given", len(seen))
+	}
+}
+
+func TestErrorsPassAndAreCounted(t *testing.T) {
+	metrics := &fakeMetrics{}
+	f := New(&fakeStore{err: swarm.ErrBusy}, policy).Front(metrics)
+	a := &swarm.Announce{Peer: peer4(1)}
+	a.Peers4 = []byte("left from before")
+	f.Announce(time.Now(), []*swarm.Announce{a, {Peer: peer4(2)}}, func([]*swarm.Announce) {})
+	var scrapeErr error
+	f.Scrape(time.Now(), &swarm.Scrape{}, func(s *swarm.Scrape) { scrapeErr = s.Err })
+	if !errors.Is(a.Err, swarm.ErrBusy) || len(a.Peers4) != 0 || !errors.Is(scrapeErr, swarm.ErrBusy) {
+		t.Errorf("announce: %v, %d bytes of peers; scrape: %v", a.Err, len(a.Peers4), scrapeErr)
+	}
+	if *metrics != (fakeMetrics{announced: 2, failed: 2, scraped: 1}) {
+		t.Errorf("counted %+v", *metrics)
+	}
+}
+
+func TestAnAnnounceAllocatesNothing(t *testing.T) {
+	f := New(&fakeStore{view: viewOf(100, 100, 0)}, policy).Front(&fakeMetrics{})
+	batch := []*swarm.Announce{{Peer: peer4(1), Left: 1, NumWant: 50, Both: true}}
+	answered := func([]*swarm.Announce) {}
+	now := time.Now()
+	f.Announce(now, batch, answered)
+	if n := testing.AllocsPerRun(100, func() { f.Announce(now, batch, answered) }); n > 0.1 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -1,0 +1,203 @@
+package swarm
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+func TestCompactForms(t *testing.T) {
+	for _, test := range []struct {
+		peer string
+		want string
+	}{
+		{"1.2.3.4:6881", "\x01\x02\x03\x04\x1a\xe1"},
+		{"[2001:db8::1]:80", "\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"},
+	} {
+		peer := netip.MustParseAddrPort(test.peer)
+		got := AppendCompact(nil, peer)
+		if string(got) != test.want || len(got) != Size(peer.Addr()) {
+			t.Errorf("%s is %q, want %q", test.peer, got, test.want)
+		}
+		if back, ok := FromCompact(got); !ok || back != peer {
+			t.Errorf("%s comes back as %v", test.peer, back)
+		}
+	}
+}
+
+func FuzzFromCompact(f *testing.F) {
+	f.Add([]byte("\x01\x02\x03\x04\x1a\xe1"))
+	f.Add([]byte("\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		peer, ok := FromCompact(b)
+		if ok != (len(b) == Size4 || len(b) == Size6) {
+			t.Fatalf("%d bytes: %v", len(b), ok)
+		}
+		if ok && !bytes.Equal(AppendCompact(nil, peer), b) {
+			t.Fatalf("%x becomes %v", b, peer)
+		}
+	})
+}
+
+func TestClassOfAnnounce(t *testing.T) {
+	for _, test := range []struct {
+		event Event
+		left  uint64
+		want  Class
+	}{
+		{None, 0, Seeder}, {None, 1, Leecher}, {None, UnknownLeft, Leecher}, {Started, 0, Seeder},
+		{Completed, 0, Seeder}, {Completed, 5, Seeder}, {Paused, 5, PartialSeed}, {Paused, 0, Seeder},
+	} {
+		if got := (&Announce{Event: test.event, Left: test.left}).Class(); got != test.want {
+			t.Errorf("event %d with %d left is class %d, want %d", test.event, test.left, got, test.want)
+		}
+	}
+}
+
+func TestReasonHidesDetails(t *testing.T) {
+	if got := Reason(fmt.Errorf("10.0.0.1:6379: %w", ErrBusy)); got != ErrBusy.Error() {
+		t.Errorf("a wrapped error reads %q", got)
+	}
+	if got := Reason(fmt.Errorf("dial 10.0.0.1")); bytes.Contains([]byte(got), []byte("10.")) {
+		t.Errorf("an internal error reads %q", got)
+	}
+}
+
+func peer(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), 6881)
+}
+
+// picks are the peers that an asker is handed, by number.
+func picks(t *testing.T, v *View, asker netip.AddrPort, class Class, n int, seed uint64) map[int]bool {
+	t.Helper()
+	got := map[int]bool{}
+	for b := v.Pick(nil, Size4, asker, class, n, seed); len(b) > 0; b = b[Size4:] {
+		n := int(b[2])<<8 | int(b[3])
+		if got[n] {
+			t.Fatalf("peer %d was handed out twice", n)
+		}
+		got[n] = true
+	}
+	return got
+}
+
+func TestViewFollowsWrites(t *testing.T) {
+	v := NewView(Counts{Seeders: 1, Leechers: 1})
+	v.Fill(Size4, Seeder, AppendCompact(nil, peer(1)))
+	v.Fill(Size4, Leecher, AppendCompact(nil, peer(2)))
+	want := func(c Counts, peers ...int) {
+		t.Helper()
+		if v.Counts() != c {
+			t.Errorf("counts are %+v, want %+v", v.Counts(), c)
+		}
+		got := picks(t, v, peer(99), Leecher, 50, 1)
+		for _, p := range peers {
+			if !got[p] {
+				t.Errorf("peer %d is missing", p)
+			}
+		}
+		if len(got) != len(peers) {
+			t.Errorf("peers are %v, want %v", got, peers)
+		}
+	}
+	want(Counts{Seeders: 1, Leechers: 1}, 1, 2)
+	v.Put(peer(3), Leecher, true)
+	want(Counts{Seeders: 1, Leechers: 2}, 1, 2, 3)
+	v.Put(peer(3), Leecher, false)
+	want(Counts{Seeders: 1, Leechers: 2}, 1, 2, 3)
+	v.Put(peer(2), Seeder, false)
+	want(Counts{Seeders: 2, Leechers: 1}, 1, 2, 3)
+	if got := picks(t, v, peer(99), Seeder, 50, 1); len(got) != 1 || !got[3] {
+		t.Errorf("a seeder is handed %v", got)
+	}
+	v.Drop(peer(1), Leecher, true)
+	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
+	v.Drop(peer(1), Leecher, false)
+	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
+	v.Put(peer(7), Seeder, false) // known to the store, outside the sample
+	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
+	v.Drop(peer(8), Leecher, true)
+	v.Drop(peer(9), Leecher, true)
+	want(Counts{Seeders: 1}, 2, 3)
+	v.Downloaded()
+	want(Counts{Seeders: 1, Downloads: 1}, 2, 3)
+}
+
+func TestViewIsBounded(t *testing.T) {
+	v := NewView(Counts{})
+	for n := range 10 * ViewPeers {
+		v.Put(peer(n), Leecher, true)
+	}
+	if n, _ := v.Offer(Leecher); n != ViewPeers {
+		t.Errorf("holds %d peers", n)
+	}
+	if c := v.Counts(); c.Leechers != 10*ViewPeers {
+		t.Errorf("counts %d", c.Leechers)
+	}
+	late := 0
+	for n := range picks(t, v, peer(9999), Leecher, ViewPeers, 1) {
+		if n >= 5*ViewPeers {
+			late++
+		}
+	}
+	if late < ViewPeers/4 || late > 3*ViewPeers/4 {
+		t.Errorf("%d of %d sampled peers came in the second half", late, ViewPeers)
+	}
+	v.Fill(Size4, Seeder, AppendCompact(nil, peer(1)))
+	if n, _ := v.Offer(Leecher); n != ViewPeers {
+		t.Errorf("holds %d peers after Fill", n)
+	}
+}
+
+// Each peer is handed out about equally often: chi-square over many picks, for
+// sizes around and above the number wanted.
+func TestPicksAreUniform(t *testing.T) {
+	const rounds = 20000
+	for _, test := range []struct{ peers, want int }{{20, 10}, {51, 50}, {75, 50}, {101, 50}, {256, 50}} {
+		t.Run(fmt.Sprint(test.peers), func(t *testing.T) {
+			v := NewView(Counts{})
+			for n := range test.peers {
+				v.Put(peer(n), Class(n%Classes), true)
+			}
+			counts := make([]float64, test.peers)
+			for round := range rounds {
+				for n := range picks(t, v, peer(0), Leecher, test.want, uint64(round)) {
+					counts[n]++
+				}
+			}
+			if counts[0] != 0 {
+				t.Fatal("the asker was handed out")
+			}
+			// Without replacement the variance is below Poisson's: chi-square stays below its mean.
+			expected := float64(rounds*test.want) / float64(test.peers-1)
+			chi := 0.0
+			for _, c := range counts[1:] {
+				chi += (c - expected) * (c - expected) / expected
+			}
+			if limit := 1.4 * float64(test.peers); chi > limit {
+				t.Errorf("chi-square is %.1f, above %.1f", chi, limit)
+			}
+		})
+	}
+}
+
+func TestPickGivesAllThatIsWantedAndThere(t *testing.T) {
+	for peers := range 12 {
+		v := NewView(Counts{})
+		for n := range peers {
+			v.Put(peer(n), Leecher, true)
+		}
+		for want := range 12 {
+			for seed := range uint64(20) {
+				if got := len(picks(t, v, peer(0), Leecher, want, seed)); got != min(want, max(peers-1, 0)) {
+					t.Fatalf("%d of %d peers, want %d", got, peers, want)
+				}
+				if got := len(picks(t, v, peer(999), Leecher, want, seed)); got != min(want, peers) {
+					t.Fatalf("a stranger is handed %d of %d peers, want %d", got, peers, want)
+				}
+			}
+		}
+	}
+}
