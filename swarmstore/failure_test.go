@@ -1,0 +1,322 @@
+package swarmstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore"
+	"swarmgate/swarmstore/embedded"
+	"swarmgate/swarmstore/storetest"
+	"swarmgate/swarmstore/swarm"
+)
+
+// gateway on running servers, with the wall clock's time but standing still.
+func gateway(t *testing.T, urls []string, set func(*swarmstore.Options)) *storetest.Gateway {
+	t.Helper()
+	now := time.Now()
+	return (&storetest.Backend{URLs: urls}).Open(t, &now, set)
+}
+
+// announce a leecher and return what the store says.
+func announce(g *storetest.Gateway, hash swarm.InfoHash, n int) error {
+	a := &swarm.Announce{InfoHash: hash, Peer: storetest.Peer4(n), Left: 5}
+	g.Announces(a)
+	return a.Err
+}
+
+func port(t *testing.T, p *storetest.Process) int {
+	t.Helper()
+	_, s, err := net.SplitHostPort(p.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRedisDiesAndReturns(t *testing.T) {
+	server := storetest.Redis(t)
+	g := gateway(t, storetest.URLs(server), func(o *swarmstore.Options) {
+		o.RepeatWindow = time.Minute
+		o.ViewTTL = 0
+	})
+	if err := announce(g, storetest.Hash(1), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 5*time.Second, func() error {
+		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+			return fmt.Errorf("announce without Redis: %v", err)
+		}
+		return nil
+	})
+	if err := g.Ping(t.Context()); !errors.Is(err, swarm.ErrUnavailable) {
+		t.Errorf("ping without Redis: %v", err)
+	}
+	storetest.RedisAt(t, port(t, server))
+	storetest.Eventually(t, 5*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
+	// The first announce was stored a moment ago, by a server that lost it.
+	if c := g.Counts(storetest.Hash(1)); c.Leechers != 1 {
+		t.Errorf("counts are %+v: the announce was taken for a repeat", c)
+	}
+}
+
+func TestRedisComesLate(t *testing.T) {
+	server := storetest.Redis(t)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	g := gateway(t, storetest.URLs(server), nil)
+	if err := announce(g, storetest.Hash(1), 1); !errors.Is(err, swarm.ErrUnavailable) {
+		t.Errorf("announce without Redis: %v", err)
+	}
+	storetest.Eventually(t, 5*time.Second, func() error {
+		l, err := net.Listen("tcp", server.Addr)
+		if err == nil {
+			_ = l.Close()
+		}
+		return err
+	})
+	storetest.RedisAt(t, port(t, server))
+	storetest.Eventually(t, 5*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
+}
+
+// A master that hangs delays and fails its own swarms only.
+func TestOneMasterHangs(t *testing.T) {
+	masters := storetest.Cluster(t, 3, 0)
+	g := gateway(t, storetest.URLs(masters...), nil)
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{masters[0].Addr}})
+	defer client.Close()
+	theirs, others := -1, []int{}
+	for n := range 40 {
+		if err := announce(g, storetest.Hash(n), 1); err != nil {
+			t.Fatal(err)
+		}
+		key := ""
+		for _, p := range masters {
+			c := redis.NewClient(&redis.Options{Addr: p.Addr})
+			keys, err := c.Keys(t.Context(), "*"+escape(storetest.Hash(n))+"4").Result()
+			_ = c.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(keys) == 1 {
+				key = p.Addr
+			}
+		}
+		if key == masters[1].Addr {
+			theirs = n
+		} else {
+			others = append(others, n)
+		}
+	}
+	if theirs < 0 || len(others) < 10 {
+		t.Fatalf("swarm %d is on the master, %d are on others", theirs, len(others))
+	}
+	if err := masters[1].Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	hung := make(chan error, 1)
+	go func() { hung <- announce(g, storetest.Hash(theirs), 2) }()
+	slowest := time.Duration(0)
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
+		for _, n := range others {
+			start := time.Now()
+			if err := announce(g, storetest.Hash(n), 2); err != nil {
+				t.Fatalf("swarm of another master: %v", err)
+			}
+			slowest = max(slowest, time.Since(start))
+		}
+	}
+	if slowest > 900*time.Millisecond {
+		t.Errorf("another master's swarm took %v", slowest)
+	}
+	select {
+	case err := <-hung:
+		if !errors.Is(err, swarm.ErrUnavailable) {
+			t.Errorf("swarm of the master that hangs: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("swarm of the master that hangs: no answer")
+	}
+	if err := masters[1].Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 10*time.Second, func() error { return announce(g, storetest.Hash(theirs), 2) })
+}
+
+// escape an info hash for a glob pattern.
+func escape(hash swarm.InfoHash) string {
+	var b strings.Builder
+	for _, c := range hash {
+		b.WriteByte('\\')
+		b.WriteByte(c)
+	}
+	return b.String()
+}
+
+// While a slot moves, its keys are on one node or the other, and announces follow.
+func TestSlotsMove(t *testing.T) {
+	ctx := t.Context()
+	masters := storetest.Cluster(t, 3, 0)
+	g := gateway(t, storetest.URLs(masters...), func(o *swarmstore.Options) { o.ViewTTL = 0 })
+	hash := storetest.Hash(7)
+	if err := announce(g, hash, 1); err != nil {
+		t.Fatal(err)
+	}
+
+	var from, to *redis.Client
+	var key string
+	var toAddr string
+	for _, p := range masters {
+		c := redis.NewClient(&redis.Options{Addr: p.Addr})
+		defer c.Close()
+		keys, err := c.Keys(ctx, "*").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(keys) > 0 {
+			from, key = c, keys[0]
+		} else {
+			to, toAddr = c, p.Addr
+		}
+	}
+	slot := from.ClusterKeySlot(ctx, key).Val()
+	id := func(c *redis.Client) string { return c.ClusterMyID(ctx).Val() }
+	do := func(c *redis.Client, args ...any) {
+		t.Helper()
+		if err := c.Do(ctx, args...).Err(); err != nil {
+			t.Fatal(args, err)
+		}
+	}
+	do(to, "cluster", "setslot", slot, "importing", id(from))
+	do(from, "cluster", "setslot", slot, "migrating", id(to))
+	if err := announce(g, hash, 2); err != nil {
+		t.Errorf("before its keys move: %v", err)
+	}
+	host, toPort, _ := net.SplitHostPort(toAddr)
+	do(from, "migrate", host, toPort, key, 0, 1000)
+	if err := announce(g, hash, 3); err != nil {
+		t.Errorf("after its keys moved: %v", err)
+	}
+	if c := g.Counts(hash); c.Leechers != 3 {
+		t.Errorf("while the slot moves: %+v", c)
+	}
+	do(to, "cluster", "setslot", slot, "node", id(to))
+	do(from, "cluster", "setslot", slot, "node", id(to))
+	if err := announce(g, hash, 4); err != nil {
+		t.Errorf("after the slot moved: %v", err)
+	}
+	if c := g.Counts(hash); c.Leechers != 4 {
+		t.Errorf("after the slot moved: %+v", c)
+	}
+}
+
+func TestWaitReplicas(t *testing.T) {
+	master := storetest.Redis(t, "--repl-diskless-sync-delay", "0")
+	replica := storetest.Redis(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(port(t, master)))
+	g := gateway(t, storetest.URLs(master), func(o *swarmstore.Options) { o.WaitReplicas = 1 })
+	storetest.Eventually(t, 20*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
+	c := redis.NewClient(&redis.Options{Addr: replica.Addr})
+	defer c.Close()
+	if n := c.DBSize(t.Context()).Val(); n != 1 {
+		t.Errorf("the replica has %d keys", n)
+	}
+	if err := replica.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+		t.Errorf("without the replica: %v", err)
+	}
+	if c := g.Counts(storetest.Hash(1)); c.Leechers < 1 {
+		t.Errorf("reads without the replica: %+v", c)
+	}
+	if err := replica.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 20*time.Second, func() error { return announce(g, storetest.Hash(1), 3) })
+}
+
+func TestFullStores(t *testing.T) {
+	full := func(t *testing.T, g *storetest.Gateway) {
+		t.Helper()
+		var refused error
+		for n := 0; n < 200_000 && refused == nil; n += 100 {
+			var batch []*swarm.Announce
+			for i := range 100 {
+				batch = append(batch, &swarm.Announce{InfoHash: storetest.Hash(n + i), Peer: storetest.Peer4(n + i), Left: 5})
+			}
+			g.Announces(batch...)
+			for _, a := range batch {
+				if a.Err != nil {
+					refused = a.Err
+				}
+			}
+		}
+		if !errors.Is(refused, swarm.ErrFull) {
+			t.Fatalf("a full store says %v", refused)
+		}
+		if c := g.Counts(storetest.Hash(1)); c.Leechers != 1 {
+			t.Errorf("a full store reads %+v", c)
+		}
+		if err := g.Ping(context.Background()); err != nil {
+			t.Errorf("a full store: %v", err)
+		}
+	}
+	t.Run("redis", func(t *testing.T) {
+		server := storetest.Redis(t, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
+		full(t, gateway(t, storetest.URLs(server), nil))
+	})
+	t.Run("embedded", func(t *testing.T) {
+		for _, limits := range []embedded.Limits{{Swarms: 500, Peers: 1 << 30}, {Swarms: 1 << 30, Peers: 500}} {
+			server, err := embedded.Start(limits)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(server.Close)
+			g := gateway(t, []string{server.URL()}, nil)
+			full(t, g)
+			// Who is there goes on.
+			if err := announce(g, storetest.Hash(1), 1); err != nil {
+				t.Errorf("a peer of a full store: %v", err)
+			}
+			completed := &swarm.Announce{InfoHash: storetest.Hash(9_999_999), Peer: storetest.Peer4(1), Event: swarm.Completed}
+			if g.Announces(completed); !errors.Is(completed.Err, swarm.ErrFull) {
+				t.Errorf("a download in a new swarm of a full store: %v", completed.Err)
+			}
+		}
+	})
+}
+
+func TestWrongAddresses(t *testing.T) {
+	for _, url := range []string{"", "http://:hunter2@localhost", "redis://user:hunter2@local host:x", "redis://:hunter2@localhost:6379/0/1"} {
+		store, err := swarmstore.Open(t.Context(), swarmstore.Options{URLs: []string{url}, Log: slog.New(slog.DiscardHandler)})
+		if !errors.Is(err, swarmstore.ErrURL) {
+			t.Errorf("%q: %v", url, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("an error tells the password: %v", err)
+		}
+		if store != nil {
+			store.Close()
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package swarmstore
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+func TestKeysOfASwarmShareASlot(t *testing.T) {
+	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
+	tag := string(appendTag(nil, hash))
+	for _, kind := range []byte{kindPeers4, kindPeers6, kindDownloads, kindCompleted} {
+		k := string(key(hash, kind))
+		if !strings.HasPrefix(k, tag) || len(k) != keyLen || strings.IndexByte(tag, '}') != tagLen-1 {
+			t.Errorf("key %q with tag %q", k, tag)
+		}
+	}
+}
+
+func TestScores(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	for class := range swarm.Class(swarm.Classes) {
+		for _, at := range []time.Time{time.Unix(0, 0), now, now.Add(time.Second), time.Unix(1<<33, 0)} {
+			s := score(class, at)
+			if s != int64(int32(s)) {
+				t.Errorf("score %d of class %d has more than 32 bits", s, class)
+			}
+			if got, ok := classOf(s); !ok || got != class {
+				t.Errorf("score %d of class %d is of class %d", s, class, got)
+			}
+		}
+		if score(class, now.Add(time.Second)) >= score(class, now) {
+			t.Error("a newer score does not come first")
+		}
+		ttl := time.Minute
+		if score(class, now.Add(-ttl)) > oldest(class, now, ttl) || score(class, now.Add(-ttl-time.Second)) <= oldest(class, now, ttl) {
+			t.Error("the oldest score is not a peer TTL old")
+		}
+	}
+	for _, s := range []int64{scoreBase - 1, classStart(swarm.Classes)} {
+		if _, ok := classOf(s); ok {
+			t.Errorf("score %d has a class", s)
+		}
+	}
+}
+
+func FuzzParsePeers(f *testing.F) {
+	f.Add([]byte("*4\r\n$6\r\nabcdef\r\n$11\r\n-2147483648\r\n$6\r\n\r\n$1\r\n\r\n$1\r\n1\r\n"))
+	f.Add([]byte("*0\r\n"))
+	f.Add([]byte("-MOVED 1 127.0.0.1:1\r\n"))
+	f.Add([]byte("*2\r\n$-1\r\n$99999999999999999999\r\n"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		held := 0
+		err := parsePeers(raw, func(member []byte, _ int64) { held += len(member) + len("$0\r\n\r\n$1\r\n0\r\n") })
+		if err == nil && held > len(raw) {
+			t.Fatalf("%d bytes of reply hold %d", len(raw), held)
+		}
+	})
+}
+
+func TestParsePeers(t *testing.T) {
+	for _, test := range []struct {
+		raw, want string
+		ok        bool
+	}{
+		{"*0\r\n", "", true},
+		{"*4\r\n$6\r\nabcdef\r\n$11\r\n-2147483648\r\n$6\r\nab\r\nef\r\n$1\r\n7\r\n", `"abcdef" -2147483648, "ab\r\nef" 7, `, true},
+		{"*2\r\n$6\r\nabcdef\r\n$3\r\n1.5\r\n", "", false},
+		{"*2\r\n$6\r\nabcdef\r\n", "", false},
+		{"*1\r\n$6\r\nabcdef\r\n", "", false},
+		{"*2\r\n$7\r\nabcdef\r\n$1\r\n1\r\n", "", false},
+		{"*0\r\nx", "", false},
+		{"*-1\r\n", "", false},
+		{"", "", false},
+		{":1\r\n", "", false},
+	} {
+		var got strings.Builder
+		err := parsePeers([]byte(test.raw), func(member []byte, score int64) { fmt.Fprintf(&got, "%q %d, ", member, score) })
+		if (err == nil) != test.ok || test.ok && got.String() != test.want {
+			t.Errorf("%q is %q, %v", test.raw, got.String(), err)
+		}
+	}
+}
+
+func TestReplyError(t *testing.T) {
+	if err := replyError([]byte("-MOVED 1 127.0.0.1:1\r\n")); err == nil || err.Error() != "MOVED 1 127.0.0.1:1" {
+		t.Errorf("an error reads %v", err)
+	}
+	if err := replyError([]byte("*0\r\n")); err != nil {
+		t.Errorf("an array reads %v", err)
+	}
+}
