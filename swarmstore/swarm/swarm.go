@@ -58,7 +58,7 @@ type Announce struct {
 
 // Answer is what an asker is told.
 type Answer struct {
-	Err         error // one of this package's errors; the rest is void then
+	Err         error // one of this package's errors; the rest but Interval is void then
 	Counts      Counts
 	Interval    time.Duration
 	MinInterval time.Duration
@@ -110,21 +110,23 @@ func (c *Counts) Of(class Class) *int {
 	}
 }
 
-// The reasons why an announce or a scrape gets no answer. Their texts are fixed
-// and fit for a client; details go to the log.
+// Why an announce or a scrape gets no answer.
 var (
-	ErrUnavailable = errors.New("The tracker's store is away, please try again later.")  //nolint:staticcheck // read by people in their client
-	ErrBusy        = errors.New("The tracker is overloaded, please try again later.")    //nolint:staticcheck
-	ErrFull        = errors.New("The tracker is full, it takes no new swarms just now.") //nolint:staticcheck
+	ErrUnavailable = errors.New("store is away")
+	ErrBusy        = errors.New("store is overloaded")
+	ErrFull        = errors.New("store takes no new swarms")
 )
 
-// Reason is the text that a client sees for err: one of this package's errors
-// as it is, anything else without its details.
+// Reason is the text that a client sees for err. It is fixed; details go to the log.
 func Reason(err error) string {
-	for _, known := range []error{ErrUnavailable, ErrBusy, ErrFull} {
-		if errors.Is(err, known) {
-			return known.Error()
-		}
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		return "The tracker's store is away, please try again later."
+	case errors.Is(err, ErrBusy):
+		return "The tracker is overloaded, please try again later."
+	case errors.Is(err, ErrFull):
+		return "The tracker is full, it takes no new swarms just now."
+	default:
+		return "The tracker made a mistake, please try again later."
 	}
-	return "The tracker made a mistake, please try again later."
 }

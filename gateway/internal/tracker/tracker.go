@@ -36,6 +36,9 @@ const (
 	// jitter is the share of the interval by which answers differ up and down, so
 	// that clients which came together do not come together again.
 	jitter = 0.1
+
+	// retryInterval is given with an error, which seldom lasts.
+	retryInterval = 2 * time.Minute
 )
 
 // MaxInterval is the longest interval that a policy gives.
@@ -117,11 +120,12 @@ func (p *pending) answered(part []*swarm.Announce) {
 // answer fills in the answer from the view that the store found.
 func (f *Front) answer(a *swarm.Announce) {
 	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
-	a.Interval = f.interval()
-	a.MinInterval = min(f.policy.MinInterval, a.Interval)
 	if a.Err != nil {
+		a.Interval = jittered(min(retryInterval, f.policy.Interval))
 		return
 	}
+	a.Interval = jittered(f.policy.Interval)
+	a.MinInterval = min(f.policy.MinInterval, a.Interval)
 	a.Counts = a.View.Counts()
 	if a.Event == swarm.Stopped {
 		return
@@ -139,8 +143,8 @@ func (f *Front) answer(a *swarm.Announce) {
 	}
 }
 
-func (f *Front) interval() time.Duration {
-	return time.Duration(float64(f.policy.Interval) * (1 - jitter + 2*jitter*rand.Float64()))
+func jittered(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (1 - jitter + 2*jitter*rand.Float64()))
 }
 
 // share4 is how many of the wanted peers may be IPv4 ones: all, unless both

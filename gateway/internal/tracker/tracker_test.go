@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"swarmgate/swarmstore/storetest"
 	"swarmgate/swarmstore/swarm"
 )
 
@@ -129,6 +130,9 @@ func TestErrorsPassAndAreCounted(t *testing.T) {
 	a := &swarm.Announce{Peer: peer4(1)}
 	a.Peers4 = []byte("left from before")
 	f.Announce(time.Now(), []*swarm.Announce{a, {Peer: peer4(2)}}, func([]*swarm.Announce) {})
+	if a.Interval < retryInterval*9/10 || a.Interval > retryInterval*11/10 {
+		t.Errorf("an error comes with an interval of %v", a.Interval)
+	}
 	var scrapeErr error
 	f.Scrape(time.Now(), &swarm.Scrape{}, func(s *swarm.Scrape) { scrapeErr = s.Err })
 	if !errors.Is(a.Err, swarm.ErrBusy) || len(a.Peers4) != 0 || !errors.Is(scrapeErr, swarm.ErrBusy) {
@@ -145,7 +149,5 @@ func TestAnAnnounceAllocatesNothing(t *testing.T) {
 	answered := func([]*swarm.Announce) {}
 	now := time.Now()
 	f.Announce(now, batch, answered)
-	if n := testing.AllocsPerRun(100, func() { f.Announce(now, batch, answered) }); n > 0.1 {
-		t.Errorf("%v allocations", n)
-	}
+	storetest.Allocs(t, 0, func() { f.Announce(now, batch, answered) })
 }

@@ -1,0 +1,213 @@
+// Package httpapi is the HTTP front end: announces (BEP 3, 7, 21, 23, 24, 31) and
+// scrapes (BEP 48) on Fiber. It reads requests (request.go), hands them to the
+// tracker, waits, and encodes the answers (bencode.go).
+//
+//	s := httpapi.New(httpapi.Options{Tracker: t, Metrics: m, Now: time.Now, MaxClients: 16384})
+//	go s.Serve(listener)
+//	...
+//	s.Shutdown(ctx)
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// Tracker is who answers. Both calls hand back what they were given, once, perhaps
+// from other goroutines.
+type Tracker interface {
+	Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce))
+	Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape))
+}
+
+// Metrics is told what the tracker does not see.
+type Metrics interface {
+	// Invalid counts requests that got a failure reason, or a status other than 200.
+	Invalid()
+}
+
+// Options of a Server.
+type Options struct {
+	Tracker    Tracker
+	Metrics    Metrics
+	Now        func() time.Time
+	MaxClients int // connections at a time; more are answered 503
+}
+
+// Bounds of what a client may send and for how long it may dally.
+const (
+	maxRequestLine = 16 << 10
+	maxHeaders     = 8 << 10
+	maxBody        = 4 << 10 // read, to find the next request, and thrown away
+
+	readTimeout  = 10 * time.Second // of one request, from its first byte
+	writeTimeout = 10 * time.Second
+	idleTimeout  = 75 * time.Second // between requests; longer than the 60 s that proxies keep theirs
+)
+
+// Server is the front end. Its methods may be called by many goroutines.
+type Server struct {
+	Options
+	app       *fiber.App
+	announces sync.Pool // of *announce
+	scrapes   sync.Pool // of *scrape
+}
+
+// New returns a server that is not listening yet.
+func New(o Options) *Server {
+	s := &Server{Options: o}
+	s.announces.New = func() any { return newAnnounce() }
+	s.scrapes.New = func() any { return newScrape() }
+	s.app = fiber.New(fiber.Config{
+		DisableStartupMessage: true,
+		CaseSensitive:         true,
+		StrictRouting:         true,
+		Concurrency:           o.MaxClients,
+		ReadBufferSize:        maxRequestLine + maxHeaders,
+		BodyLimit:             maxBody,
+		ReadTimeout:           readTimeout,
+		WriteTimeout:          writeTimeout,
+		IdleTimeout:           idleTimeout,
+		ErrorHandler:          s.refuse,
+	})
+	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
+	// Add, because Get would answer HEAD too, and so announce for who only looks.
+	s.app.Add(fiber.MethodGet, "/announce", s.announce)
+	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
+	return s
+}
+
+// Serve answers on a listener until Shutdown.
+func (s *Server) Serve(l net.Listener) error { return s.app.Listener(l) }
+
+// Shutdown closes the listener, ends idle connections, and waits for the answers
+// to requests in flight, as long as ctx lasts.
+func (s *Server) Shutdown(ctx context.Context) error { return s.app.ShutdownWithContext(ctx) }
+
+// refuse answers what is no announce and no scrape, in plain words.
+func (s *Server) refuse(c *fiber.Ctx, err error) error {
+	s.Metrics.Invalid()
+	status := fiber.StatusInternalServerError
+	var known *fiber.Error
+	if errors.As(err, &known) {
+		status = known.Code
+	}
+	return c.SendStatus(status)
+}
+
+func (s *Server) announce(c *fiber.Ctx) error {
+	if tooLong(c) {
+		return fiber.ErrRequestURITooLong
+	}
+	r := s.announces.Get().(*announce)
+	defer s.announces.Put(r)
+	if reason := r.parse(c.Context().URI().QueryString(), remote(c)); reason != "" {
+		return s.fail(c, reason)
+	}
+	s.Tracker.Announce(s.Now(), r.batch[:], r.answered)
+	<-r.done
+	r.body = r.appendAnswer(r.body[:0])
+	return send(c, r.body)
+}
+
+func (s *Server) scrape(c *fiber.Ctx) error {
+	if tooLong(c) {
+		return fiber.ErrRequestURITooLong
+	}
+	r := s.scrapes.Get().(*scrape)
+	defer s.scrapes.Put(r)
+	if reason := r.parse(c.Context().URI().QueryString()); reason != "" {
+		return s.fail(c, reason)
+	}
+	s.Tracker.Scrape(s.Now(), &r.Scrape, r.answered)
+	<-r.done
+	r.body = r.appendAnswer(r.body[:0])
+	return send(c, r.body)
+}
+
+// fail answers a request that makes no sense. The status is 200: clients show the
+// reason only then.
+func (s *Server) fail(c *fiber.Ctx, reason string) error {
+	s.Metrics.Invalid()
+	return send(c, appendFailure(nil, reason))
+}
+
+func send(c *fiber.Ctx, body []byte) error {
+	c.Context().SetContentType(fiber.MIMETextPlain)
+	c.Context().SetBody(body)
+	return nil
+}
+
+func tooLong(c *fiber.Ctx) bool {
+	h := &c.Request().Header
+	return len(h.Method())+len(" ")+len(h.RequestURI())+len(" ")+len(h.Protocol()) > maxRequestLine
+}
+
+// remote is the address that a connection comes from.
+func remote(c *fiber.Ctx) netip.Addr {
+	tcp, ok := c.Context().RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+// announce is one announce with what it needs again and again.
+type announce struct {
+	swarm.Announce
+	compact bool
+
+	batch    [1]*swarm.Announce // of itself
+	answered func([]*swarm.Announce)
+	done     chan struct{}
+	scratch  []byte
+	body     []byte
+}
+
+func newAnnounce() *announce {
+	r := &announce{done: make(chan struct{}, 1)}
+	r.batch[0] = &r.Announce
+	r.answered = func([]*swarm.Announce) { r.done <- struct{}{} }
+	return r
+}
+
+// scrape likewise.
+type scrape struct {
+	swarm.Scrape
+
+	answered func(*swarm.Scrape)
+	done     chan struct{}
+	scratch  []byte
+	body     []byte
+}
+
+func newScrape() *scrape {
+	r := &scrape{done: make(chan struct{}, 1)}
+	r.answered = func(*swarm.Scrape) { r.done <- struct{}{} }
+	return r
+}
+
+// The reasons that clients are given for requests that make no sense.
+const (
+	reasonNoHash   = "Your client forgot to send your torrent's info_hash. Please upgrade your client."
+	reasonHashes   = "Your client sent more than one info_hash."
+	reasonHashSize = "Your client sent an info_hash that is not 20 bytes long."
+	reasonNoPort   = "Your client forgot to send its port."
+	reasonPort     = "Your client sent a port that is not a number from 1 to 65535."
+	reasonNumber   = "Your client sent a $ that is not a number."
+	reasonOverflow = "Your client sent a $ that does not fit 64 bits."
+	reasonNoScrape = "A scrape needs an info_hash; this tracker does not list all its torrents."
+	reasonScrapes  = "A scrape may name 100 torrents at most."
+)
+
+// about names a parameter in a reason.
+func about(reason, parameter string) string { return strings.Replace(reason, "$", parameter, 1) }
