@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// admin is the listener for operators: health, readiness, metrics, profiling.
+type admin struct {
+	listener net.Listener
+	server   *http.Server
+	serving  sync.WaitGroup
+}
+
+// newAdmin answers on the first of the addresses that is free, and writes it to
+// file, if any. ready says why the gateway shall get no requests, or nil.
+func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready func(context.Context) error) (*admin, error) {
+	var listener net.Listener
+	var errs []error
+	for _, addr := range addrs {
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			listener = l
+			break
+		}
+		errs = append(errs, err)
+	}
+	if listener == nil {
+		return nil, fmt.Errorf("--admin: %w", errors.Join(errs...))
+	}
+	if file != "" {
+		if err := os.WriteFile(file, []byte(listener.Addr().String()+"\n"), 0o644); err != nil {
+			_ = listener.Close()
+			return nil, fmt.Errorf("--admin-file: %w", err)
+		}
+	}
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "up") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	// Without pprof.Cmdline: a command line may hold a password.
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	a := &admin{listener: listener, server: &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+	}}
+	a.serving.Go(func() {
+		if err := a.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the admin listener ended", "error", err)
+		}
+	})
+	return a, nil
+}
+
+func (a *admin) close() {
+	_ = a.server.Close()
+	a.serving.Wait()
+}

@@ -1,0 +1,424 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"swarmgate/swarmstore/storetest"
+	"swarmgate/swarmstore/swarm"
+	"swarmgate/udpproxy/bep15"
+)
+
+func TestMain(m *testing.M) {
+	// fasthttp's clock is one for the process, and its pool's cleaner ends 10 s late.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"))
+}
+
+// running is a gateway in this process.
+type running struct {
+	listening
+	t      *testing.T
+	log    lockedBuffer
+	stdout bytes.Buffer
+	cancel context.CancelFunc
+	exit   chan int
+}
+
+// lockedBuffer is a buffer that a log writes and a test reads.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// gatewayWith starts a gateway on free ports and with these flags besides, which ends
+// with the test.
+func gatewayWith(t *testing.T, args ...string) *running {
+	t.Helper()
+	g := &running{t: t, exit: make(chan int, 1)}
+	args = append([]string{"--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
+	_, config, err := parseConfig(args, func(string) string { return "" }, io.Discard, &g.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	g.cancel = cancel
+	up := make(chan listening, 1)
+	go func() {
+		if err := run(ctx, config, &g.stdout, func(l listening) { up <- l }); err != nil {
+			fmt.Fprintln(&g.log, err)
+			g.exit <- 1
+			return
+		}
+		g.exit <- 0
+	}()
+	t.Cleanup(func() { g.end() })
+	select {
+	case g.listening = <-up:
+	case code := <-g.exit:
+		g.exit <- code
+		t.Fatalf("exit code %d: %s", code, g.log.String())
+	case <-time.After(20 * time.Second):
+		t.Fatal("the gateway does not start")
+	}
+	return g
+}
+
+// end ends the gateway as SIGTERM does.
+func (g *running) end() {
+	g.t.Helper()
+	g.cancel()
+	select {
+	case code := <-g.exit:
+		if code != 0 {
+			g.t.Errorf("exit code %d: %s", code, g.log.String())
+		}
+		g.exit <- code // for whom ends it again
+	case <-time.After(30 * time.Second):
+		g.t.Error("the gateway does not end")
+	}
+}
+
+// httpClient keeps no connections, which would outlive their tests.
+var httpClient = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func (g *running) get(url string) (status int, body string) {
+	g.t.Helper()
+	response, err := httpClient.Get(url)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return response.StatusCode, string(b)
+}
+
+func (g *running) announce(parameters string) string {
+	g.t.Helper()
+	_, body := g.get("http://" + g.HTTP + "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-XX0000-000000000000&" + parameters)
+	return body
+}
+
+func (g *running) scrape() string {
+	g.t.Helper()
+	_, body := g.get("http://" + g.HTTP + "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa")
+	return body
+}
+
+// udpClient asks over UDP.
+type udpClient struct {
+	t    *testing.T
+	conn net.Conn
+	id   uint64
+}
+
+func (g *running) dialUDP() *udpClient {
+	g.t.Helper()
+	conn, err := net.Dial("udp", g.UDP)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { _ = conn.Close() })
+	c := &udpClient{t: g.t, conn: conn}
+	c.id = c.ask(bep15.Request{Action: bep15.ActionConnect}).ConnectionID
+	return c
+}
+
+func (c *udpClient) ask(r bep15.Request) bep15.Reply {
+	c.t.Helper()
+	r.ConnectionID, r.TransactionID = c.id, 77
+	if _, err := c.conn.Write(r.Append(nil)); err != nil {
+		c.t.Fatal(err)
+	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, 2048)
+	n, err := c.conn.Read(b)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var reply bep15.Reply
+	if err := reply.Parse(b[:n]); err != nil || reply.TransactionID != 77 {
+		c.t.Fatalf("%v: %x", err, b[:n])
+	}
+	return reply
+}
+
+var hashA = swarm.InfoHash([]byte("aaaaaaaaaaaaaaaaaaaa"))
+
+func redisFlags(servers ...*storetest.Process) []string {
+	return []string{"--redis", strings.Join(storetest.URLs(servers...), ",")}
+}
+
+func TestEndToEnd(t *testing.T) {
+	for name, flags := range map[string]func(t *testing.T) []string{
+		"embedded":  func(*testing.T) []string { return nil },
+		"one Redis": func(t *testing.T) []string { return redisFlags(storetest.Redis(t)) },
+		"a cluster": func(t *testing.T) []string { return redisFlags(storetest.Cluster(t, 3, 0)...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := gatewayWith(t, append(flags(t), "--view-ttl", "0")...)
+
+			if body := g.announce("port=1001&left=0"); !strings.Contains(body, "8:completei1e") || !strings.HasSuffix(body, "5:peers0:e") {
+				t.Errorf("the first announce gets %q", body)
+			}
+			c := g.dialUDP()
+			r := c.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Left: 5, NumWant: -1, Port: 1002, Event: swarm.Started})
+			if r.Seeders != 1 || r.Leechers != 1 || string(r.Peers) != "\x7f\x00\x00\x01\x03\xe9" || r.Interval < 1620 || r.Interval > 1980 {
+				t.Errorf("over UDP the first leecher gets %+v", r)
+			}
+			if body := g.announce("port=1003&left=5&compact=0"); strings.Count(body, "2:ip9:127.0.0.1") != 2 {
+				t.Errorf("the second leecher gets %q", body)
+			}
+			r = c.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Left: 0, NumWant: -1, Port: 1002, Event: swarm.Completed})
+			if r.Seeders != 2 || r.Leechers != 1 || string(r.Peers) != "\x7f\x00\x00\x01\x03\xeb" {
+				t.Errorf("over UDP the new seeder gets %+v", r)
+			}
+			g.announce("port=1001&left=0&event=stopped")
+			want := "8:completei1e10:downloadedi1e11:downloadersi1e10:incompletei1e"
+			if body := g.scrape(); !strings.Contains(body, want) {
+				t.Errorf("the scrape is %q", body)
+			}
+			r = c.ask(bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{hashA, {}}})
+			if !slices.Equal(r.Counts, []swarm.Counts{{Seeders: 1, Leechers: 1, Downloads: 1}, {}}) {
+				t.Errorf("over UDP the scrape is %+v", r.Counts)
+			}
+
+			for path, want := range map[string]string{
+				"/healthz":                       "up",
+				"/readyz":                        "ready",
+				"/debug/pprof/goroutine?debug=1": "goroutine profile",
+				"/metrics":                       `swarmgate_announces_total{result="ok",transport="udp"} 2`,
+			} {
+				if status, body := g.get("http://" + g.Admin + path); status != 200 || !strings.Contains(body, want) {
+					t.Errorf("%s: %d %.200q", path, status, body)
+				}
+			}
+			if log := g.log.String(); strings.Contains(log, "1002") || strings.Contains(log, "level=ERROR") {
+				t.Errorf("the log is %q", log)
+			}
+		})
+	}
+}
+
+func TestTheBanner(t *testing.T) {
+	g := gatewayWith(t)
+	g.end()
+	out := g.stdout.String()
+	for _, want := range []string{"http://" + g.HTTP + "/announce", "udp://" + g.UDP + "/announce", g.Admin, "in this process", "--redis"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not in %q", want, out)
+		}
+	}
+
+	const unreachable = "redis://:hunter2hunter2@127.0.0.1:1"
+	g = gatewayWith(t, "--redis", unreachable, "--http", "")
+	g.end()
+	out = g.stdout.String()
+	if !strings.Contains(out, "127.0.0.1:1\n") || strings.Contains(out, "http://:") {
+		t.Errorf("the banner is %q", out)
+	}
+	if strings.Contains(out+g.log.String(), "hunter2") {
+		t.Errorf("a password shows in %q or %q", out, g.log.String())
+	}
+}
+
+func TestAGatewayWithoutItsRedisStaysUp(t *testing.T) {
+	g := gatewayWith(t, "--redis", "redis://127.0.0.1:1")
+	if log := g.log.String(); !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "127.0.0.1:1") || strings.Contains(log, "goroutine") {
+		t.Errorf("the log is %q", log)
+	}
+	reason := swarm.Reason(swarm.ErrUnavailable)
+	if body := g.announce("port=1&left=1"); !strings.Contains(body, reason) || !strings.Contains(body, "8:intervali") || !strings.Contains(body, "8:retry ini") {
+		t.Errorf("an announce gets %q", body)
+	}
+	if body := g.scrape(); !strings.Contains(body, reason) {
+		t.Errorf("a scrape gets %q", body)
+	}
+	c := g.dialUDP()
+	if r := c.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Port: 1}); r.Action != bep15.ActionError || r.Reason != reason {
+		t.Errorf("over UDP an announce gets %+v", r)
+	}
+	if status, _ := g.get("http://" + g.Admin + "/readyz"); status != 503 {
+		t.Errorf("/readyz is %d", status)
+	}
+	if status, _ := g.get("http://" + g.Admin + "/healthz"); status != 200 {
+		t.Errorf("/healthz is %d", status)
+	}
+}
+
+func TestRedisDiesAndReturns(t *testing.T) {
+	redis := storetest.Redis(t)
+	g := gatewayWith(t, append(redisFlags(redis), "--repeat-window", "0", "--view-ttl", "0")...)
+	if body := g.announce("port=1&left=1"); !strings.Contains(body, "10:incompletei1e") {
+		t.Fatalf("before: %q", body)
+	}
+	if err := redis.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 10*time.Second, func() error {
+		status, _ := g.get("http://" + g.Admin + "/readyz")
+		if body := g.announce("port=1&left=1"); !strings.Contains(body, "8:retry ini") || status != 503 {
+			return fmt.Errorf("without Redis: %q, ready %d", body, status)
+		}
+		return nil
+	})
+	_, port, _ := net.SplitHostPort(redis.Addr)
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storetest.RedisAt(t, n)
+	storetest.Eventually(t, 10*time.Second, func() error {
+		status, _ := g.get("http://" + g.Admin + "/readyz")
+		if body := g.announce("port=1&left=1"); !strings.Contains(body, "10:incompletei1e") || status != 200 {
+			return fmt.Errorf("after Redis came back: %q, ready %d", body, status)
+		}
+		return nil
+	})
+}
+
+func TestGatewaysOfOneRedisAreOne(t *testing.T) {
+	flags := append(redisFlags(storetest.Redis(t)), "--view-ttl", "0")
+	g1, g2 := gatewayWith(t, flags...), gatewayWith(t, flags...)
+	c1 := g1.dialUDP()
+	c1.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Left: 5, NumWant: -1, Port: 1002})
+	c2 := g2.dialUDP()
+	c2.id = c1.id // which the other gateway gave
+	r := c2.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Left: 5, NumWant: -1, Port: 1003})
+	if string(r.Peers) != "\x7f\x00\x00\x01\x03\xea" {
+		t.Errorf("the other gateway gives %+v", r)
+	}
+}
+
+func TestGatewaysOfOneSecretShareIDs(t *testing.T) {
+	const secret = "a secret of some length"
+	g1, g2 := gatewayWith(t, "--secret", secret), gatewayWith(t, "--secret", secret)
+	c := g2.dialUDP()
+	c.id = g1.dialUDP().id
+	if r := c.ask(bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{hashA}}); len(r.Counts) != 1 {
+		t.Errorf("%+v", r)
+	}
+	for _, g := range []*running{g1, g2} {
+		if strings.Contains(g.log.String()+g.stdout.String(), secret) {
+			t.Error("the secret shows")
+		}
+	}
+}
+
+func TestGatewaysShareAPort(t *testing.T) {
+	if !canSharePort {
+		t.Skip("only Linux can")
+	}
+	admin := fmt.Sprintf("127.0.0.1:%d-%d", 20000+os.Getpid()%20000, 20010+os.Getpid()%20000)
+	file := filepath.Join(t.TempDir(), "admin")
+	g1 := gatewayWith(t, "--share-port", "--admin", admin)
+	g2 := gatewayWith(t, "--share-port", "--admin", admin, "--http", g1.HTTP, "--udp", g1.UDP, "--admin-file", file)
+	if g1.Admin == g2.Admin {
+		t.Errorf("both have their admin listener at %s", g1.Admin)
+	}
+	for range 20 {
+		g1.announce("port=1&left=0")
+		g1.dialUDP()
+	}
+	for _, g := range []*running{g1, g2} {
+		if _, body := g.get("http://" + g.Admin + "/metrics"); strings.Contains(body, `swarmgate_announces_total{result="ok",transport="http"} 0`) {
+			t.Errorf("the gateway with admin listener %s got no request of 20", g.Admin)
+		}
+	}
+	flags := []string{"health", "--admin", admin, "--admin-file", file}
+	var stderr bytes.Buffer
+	if code := start(t.Context(), flags, os.Getenv, io.Discard, &stderr); code != 0 {
+		t.Errorf("health: %d %s", code, &stderr)
+	}
+	g2.end()
+	if code := start(t.Context(), flags, os.Getenv, io.Discard, io.Discard); code != 1 {
+		t.Errorf("health of a gateway that ended: %d", code)
+	}
+	g1.announce("port=1&left=0")
+}
+
+func TestAnAddressInUse(t *testing.T) {
+	g := gatewayWith(t)
+	for flag, args := range map[string][]string{
+		"--http":  {"--http", g.HTTP, "--udp", "", "--admin", ""},
+		"--udp":   {"--http", "", "--udp", g.UDP, "--admin", ""},
+		"--admin": {"--http", "127.0.0.1:0", "--udp", "", "--admin", g.Admin},
+	} {
+		var stderr bytes.Buffer
+		code := start(t.Context(), args, func(string) string { return "" }, io.Discard, &stderr)
+		if code != 1 || !strings.Contains(stderr.String(), "gateway: "+flag) || !strings.Contains(stderr.String(), "in use") {
+			t.Errorf("%s: %d %q", flag, code, &stderr)
+		}
+	}
+}
+
+// Clients that announce while the gateway is told to end are answered, or their
+// connection is refused.
+func TestDrain(t *testing.T) {
+	g := gatewayWith(t)
+	var clients sync.WaitGroup
+	var answered sync.Map
+	for n := range 8 {
+		clients.Go(func() {
+			for i := 0; ; i++ {
+				response, err := httpClient.Get(fmt.Sprintf("http://%s/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&port=%d&left=1", g.HTTP, 1+n))
+				if err != nil {
+					if !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "reset") {
+						t.Errorf("client %d: %v", n, err)
+					}
+					return
+				}
+				body, err := io.ReadAll(response.Body)
+				_ = response.Body.Close()
+				if err != nil || !bytes.HasPrefix(body, []byte("d8:complete")) {
+					t.Errorf("client %d: %q, %v", n, body, err)
+				}
+				answered.Store(n, i)
+			}
+		})
+	}
+	storetest.Eventually(t, 10*time.Second, func() error {
+		for n := range 8 {
+			if i, ok := answered.Load(n); !ok || i.(int) < 10 {
+				return errors.New("not all clients are at work")
+			}
+		}
+		return nil
+	})
+	begun := time.Now()
+	g.end()
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the drain took %v", took)
+	}
+	clients.Wait()
+}

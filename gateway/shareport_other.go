@@ -1,0 +1,9 @@
+//go:build !linux
+
+package main
+
+import "errors"
+
+const canSharePort = false
+
+func sharePort(uintptr) error { return errors.ErrUnsupported }
