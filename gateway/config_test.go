@@ -109,9 +109,10 @@ func TestHelpNamesEveryFlagOnceAndNoSecret(t *testing.T) {
 	}
 }
 
-func TestEveryFlagIsInTheREADME(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
-	if err != nil {
+func TestEveryFlagIsInTheREADMEAndReachesTheContainers(t *testing.T) {
+	readme, err1 := os.ReadFile("../README.md")
+	compose, err2 := os.ReadFile("../docker-compose.yml")
+	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
 	var help bytes.Buffer
@@ -125,6 +126,10 @@ func TestEveryFlagIsInTheREADME(t *testing.T) {
 			name, _, _ := strings.Cut(strings.Fields(rest)[0], "[")
 			if !strings.Contains(string(readme), "`--"+name+"`") && !strings.Contains(string(readme), "`--"+name+" ") {
 				t.Errorf("--%s is not in the README", name)
+			}
+			// A gateway with a Redis has no use for the limits of a store in the process.
+			if !strings.HasPrefix(name, "embedded-") && !strings.Contains(string(compose), "\n      "+envName(name)+":") {
+				t.Errorf("%s does not reach the containers", envName(name))
 			}
 		}
 	}
