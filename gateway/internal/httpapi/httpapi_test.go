@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -445,6 +447,87 @@ func TestShutdownAnswersWhatIsInFlight(t *testing.T) {
 	}
 	if err := errors.Join(<-shut, <-served); err != nil {
 		t.Error(err)
+	}
+}
+
+// memoryConn is a connection on which a client sent all that it has to say.
+type memoryConn struct {
+	net.Conn
+	in  bytes.Reader
+	out bytes.Buffer
+}
+
+func (c *memoryConn) Read(b []byte) (int, error)       { return c.in.Read(b) }
+func (c *memoryConn) Write(b []byte) (int, error)      { return c.out.Write(b) }
+func (c *memoryConn) Close() error                     { return nil }
+func (c *memoryConn) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(10, 9, 8, 7), Port: 5} }
+func (c *memoryConn) LocalAddr() net.Addr              { return c.RemoteAddr() }
+func (c *memoryConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *memoryConn) SetWriteDeadline(time.Time) error { return nil }
+
+func TestAMillionMutatedRequests(t *testing.T) {
+	s := New(Options{Tracker: &fakeTracker{answer: answer, counts: answer.Counts}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10})
+	s.app.Handler() // as Serve does, which these connections go past
+	var c memoryConn
+	exchange := func(request []byte) []byte {
+		c.in.Reset(request)
+		c.out.Reset()
+		_ = s.app.Server().ServeConn(&c) // what is wrong with a request is in the answer
+		return c.out.Bytes()
+	}
+	seeds := [][]byte{
+		[]byte("GET " + asked + " HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\nAccept-Encoding: gzip\r\n\r\n"),
+		[]byte("GET /scrape?info_hash=aaaaaaaaaaaaaaaaaaaa&info_hash=bbbbbbbbbbbbbbbbbbbb HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+		[]byte("POST /announce HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+	}
+	body := func(response []byte) string {
+		_, body, _ := strings.Cut(string(response), "\r\n\r\n") // without the Date
+		return body
+	}
+	var want []string
+	for _, seed := range seeds {
+		want = append(want, body(exchange(seed)))
+	}
+	if !strings.HasPrefix(want[0], "d8:complete") || !strings.HasPrefix(want[1], "d5:files") {
+		t.Fatalf("before: %q", want)
+	}
+	n := 1_000_000
+	if testing.Short() {
+		n /= 10
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var before uint64
+	for i := range n {
+		request := bytes.Clone(seeds[r.IntN(len(seeds))])
+		for range r.IntN(5) {
+			request[r.IntN(len(request))] = byte(r.Uint32())
+		}
+		if r.IntN(4) == 0 {
+			request = request[:r.IntN(len(request))]
+		}
+		if r.IntN(8) == 0 {
+			request = append(request, seeds[r.IntN(len(seeds))]...)
+		}
+		if got := exchange(request); len(got) > 0 && !bytes.HasPrefix(got, []byte("HTTP/1.")) {
+			t.Fatalf("%q gets %q", request, got)
+		}
+		if i == n/10 {
+			before = heap()
+		}
+	}
+	if after := heap(); after > before+8<<20 {
+		t.Errorf("the heap grew from %d to %d bytes", before, after)
+	}
+	for i, seed := range seeds {
+		if got := body(exchange(seed)); got != want[i] {
+			t.Errorf("afterwards %q gets %q, before %q", seed, got, want[i])
+		}
 	}
 }
 
