@@ -25,6 +25,7 @@ type metrics struct {
 	exchangeOps     prometheus.Histogram
 	exchangeSeconds prometheus.Histogram
 	exchangeErrors  prometheus.Counter
+	refused         prometheus.Counter
 	views           *prometheus.CounterVec // by result
 	absorbed        prometheus.Counter
 }
@@ -61,18 +62,19 @@ func newMetrics() *metrics {
 		exchangeOps:     prometheus.NewHistogram(histogram("store_batch_operations", "Announces and look-ups that one pipeline carried.", sizes)),
 		exchangeSeconds: prometheus.NewHistogram(histogram("store_seconds", "What a pipeline took.", latency)),
 		exchangeErrors:  prometheus.NewCounter(counter("store_errors_total", "Pipelines that a Redis node did not answer.")),
+		refused:         prometheus.NewCounter(counter("store_refused_total", "Announces and look-ups that the store failed, for any reason.")),
 		views:           prometheus.NewCounterVec(counter("views_total", "Swarms looked up in the views: hit, or miss and read."), []string{"result"}),
 		absorbed:        prometheus.NewCounter(counter("repeats_absorbed_total", "Repeated announces answered without a write.")),
 	}
 	m.registry.MustRegister(
 		m.announces, m.scrapes, m.invalid, m.seconds, m.datagrams, m.dropped,
-		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.views, m.absorbed,
+		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
 }
 
-// Exchange, Views and Absorbed are the store's.
+// Exchange, Refused, Views and Absorbed are the store's.
 func (m *metrics) Exchange(ops int, took time.Duration, failed bool) {
 	m.exchangeOps.Observe(float64(ops))
 	m.exchangeSeconds.Observe(took.Seconds())
@@ -80,6 +82,8 @@ func (m *metrics) Exchange(ops int, took time.Duration, failed bool) {
 		m.exchangeErrors.Inc()
 	}
 }
+
+func (m *metrics) Refused() { m.refused.Inc() }
 
 func (m *metrics) Views(hits, misses int) {
 	m.views.WithLabelValues("hit").Add(float64(hits))

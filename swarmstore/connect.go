@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -38,36 +36,29 @@ func (b *backend) master(ctx context.Context, hash swarm.InfoHash) (*redis.Clien
 	return b.cluster.MasterForKey(ctx, string(appendTag(buf[:0], hash)))
 }
 
-// at is the client of the master at an address, or nil.
-func (b *backend) at(ctx context.Context, addr string) (found *redis.Client) {
-	if b.cluster == nil {
-		return nil
+// redirected is the client of a node that a command was sent on to. The cluster client
+// may not know it yet, and would have to ask nodes that may be slow.
+func (s *Store) redirected(addr string) *redis.Client {
+	if client, ok := s.elsewhere.Load(addr); ok {
+		return client.(*redis.Client)
 	}
-	clients := make(chan *redis.Client, 1)
-	_ = b.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
-		if c.Options().Addr == addr {
-			clients <- c
-		}
-		return nil
-	})
-	select {
-	case found = <-clients:
-	default:
+	o := *s.redis
+	o.Addr = addr
+	client := redis.NewClient(&o)
+	if other, loaded := s.elsewhere.LoadOrStore(addr, client); loaded {
+		_ = client.Close()
+		return other.(*redis.Client)
 	}
-	return found
+	return client
 }
 
-// parseURLs fills in how to reach Redis. What it says of a wrong address never
-// repeats it: it may hold a password.
+// parseURLs fills in how to reach Redis. What it says of a wrong address repeats no
+// part of it, as any may be a piece of a password.
 func (s *Store) parseURLs() error {
 	for _, u := range s.opt.URLs {
 		o, err := redis.ParseURL(strings.TrimSpace(u))
 		if err != nil {
-			var broken *url.Error
-			if errors.As(err, &broken) {
-				err = broken.Err
-			}
-			return fmt.Errorf("%w: %w", ErrURL, err)
+			return ErrURL
 		}
 		if s.redis == nil {
 			s.redis = o
@@ -114,7 +105,7 @@ func (s *Store) connect(ctx context.Context) error {
 			b = &backend{client: c, cluster: c}
 		}
 		s.backend.Store(b)
-		s.opt.Log.Info("Redis is there", "cluster", b.cluster != nil)
+		s.opt.Log.Info("the store is there", "cluster", b.cluster != nil)
 		return nil
 	}
 	return errors.Join(errs...)
@@ -166,23 +157,30 @@ func (s *Store) Ping(ctx context.Context) error {
 	if b == nil {
 		return swarm.ErrUnavailable
 	}
-	if b.single != nil {
-		if b.single.Ping(ctx).Err() != nil {
-			return swarm.ErrUnavailable
-		}
-		return nil
+	ctx, cancel := context.WithCancel(ctx) // the first answer is enough
+	defer cancel()
+	clients := b.masters(ctx)
+	answers := make(chan error, len(clients))
+	for client := range clients {
+		go func() { answers <- client.Ping(ctx).Err() }()
 	}
-	var answered atomic.Bool
-	_ = b.cluster.ForEachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
-		if c.Ping(ctx).Err() == nil {
-			answered.Store(true)
+	for range clients {
+		if <-answers == nil {
+			return nil
 		}
-		return nil
-	})
-	if !answered.Load() {
-		return swarm.ErrUnavailable
 	}
-	return nil
+	return swarm.ErrUnavailable
+}
+
+// masters as far as they are known, without asking: those of slots all over the cluster.
+func (b *backend) masters(ctx context.Context) map[*redis.Client]struct{} {
+	found := map[*redis.Client]struct{}{}
+	for n := range 256 {
+		if client, err := b.master(ctx, swarm.InfoHash{byte(n), byte(n << 2)}); err == nil {
+			found[client] = struct{}{}
+		}
+	}
+	return found
 }
 
 // trouble notes that a node did not answer: what it stored may be lost, and
@@ -203,6 +201,7 @@ func (s *Store) rerouted() {
 // explain turns what Redis failed an operation with into one of swarm's errors,
 // and logs the details.
 func (s *Store) explain(err error) error {
+	s.opt.Metrics.Refused()
 	var reply redis.Error
 	switch {
 	case !errors.As(err, &reply):
@@ -212,7 +211,7 @@ func (s *Store) explain(err error) error {
 		}
 		return swarm.ErrUnavailable
 	case strings.HasPrefix(reply.Error(), "OOM"):
-		s.complain("Redis is full, new peers are refused", "error", err)
+		s.complain("the store is full and refuses announces", "error", err)
 		return swarm.ErrFull
 	default:
 		s.rerouted()

@@ -2,6 +2,7 @@ package swarmstore
 
 import (
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -22,8 +23,9 @@ type exchange struct {
 	alive map[expiring]struct{}  // keys that this pipeline expires
 	class [swarm.Classes][]byte  // scratch: compact peers by class
 
-	writes bool // the pipeline has writes
-	short  bool // they are on too few replicas
+	absorbed int  // repeats that the pipeline leaves out
+	writes   bool // the pipeline has writes
+	short    bool // they are on too few replicas
 }
 
 type expiring struct {
@@ -55,6 +57,7 @@ func newExchange(s *Store) *exchange {
 // the error of each. It reports false when the node did not answer.
 func (x *exchange) run(n *node, groups []*group) bool {
 	start := time.Now()
+	forgotten := x.store.repeats.forgotten()
 	ops := x.plan(groups)
 	if len(x.cmds) == 0 {
 		x.settle(groups)
@@ -62,8 +65,13 @@ func (x *exchange) run(n *node, groups []*group) bool {
 	}
 	client := n.client.Load()
 	err := x.send(client)
+	if err == nil && x.absorbed > 0 && x.store.repeats.forgotten() != forgotten {
+		// The node is another one than those repeats were stored on.
+		x.planAbsorbed(groups)
+		err = x.send(client)
+	}
 	if err == nil {
-		err = x.readMore(client, latest(groups))
+		err = x.finish(client, groups)
 	}
 	if err != nil {
 		x.short = x.store.opt.WaitReplicas > 0
@@ -83,13 +91,14 @@ func (x *exchange) plan(groups []*group) (ops int) {
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
-	hits, absorbed := 0, 0
+	x.absorbed = 0
+	hits := 0
 	for _, g := range groups {
 		ops += len(g.ops)
 		for i := range g.ops {
 			o := &g.ops[i]
 			if o.announce != nil && !x.planWrite(o, g.now) {
-				absorbed++
+				x.absorbed++
 			}
 			if o.view = x.store.views.get(o.hash, g.now); o.view != nil {
 				o.read = noRead
@@ -105,12 +114,35 @@ func (x *exchange) plan(groups []*group) (ops int) {
 			o.read = at
 		}
 	}
+	x.planExpiry()
 	for i := range x.reads {
 		x.planRead(&x.reads[i])
 	}
 	x.store.opt.Metrics.Views(hits, ops-hits)
-	x.store.opt.Metrics.Absorbed(absorbed)
+	x.store.opt.Metrics.Absorbed(x.absorbed)
 	return ops
+}
+
+// planAbsorbed fills cmds with the writes that plan left out as repeats.
+func (x *exchange) planAbsorbed(groups []*group) {
+	x.cmds = x.cmds[:0]
+	clear(x.alive)
+	for _, g := range groups {
+		for i := range g.ops {
+			if o := &g.ops[i]; o.announce != nil && o.write == nil {
+				o.late = x.planWrite(o, g.now)
+			}
+		}
+	}
+	x.planExpiry()
+}
+
+// planExpiry makes the sets that are written expire: after all writes, because the last
+// peer to leave takes its key along, and the next to come makes a new one.
+func (x *exchange) planExpiry() {
+	for e := range x.alive {
+		x.cmds = append(x.cmds, redis.NewIntCmd(x.store.ctx, "expire", key(e.hash, e.kind), keySeconds(x.store.opt.PeerTTL)))
+	}
 }
 
 // planWrite adds the writes of an announce; false means that it needs none.
@@ -128,27 +160,25 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 	kind := peersKind(len(peer))
 	peers := key(a.InfoHash, kind)
 	if a.Event == swarm.Stopped {
+		x.store.repeats.forget(a) // now: a repeat of it may follow in this pipeline
 		o.write = redis.NewIntCmd(ctx, "zrem", peers, peer)
 		x.cmds = append(x.cmds, o.write)
 		return true
 	}
-	if a.Event == swarm.Completed {
-		o.completed = redis.NewCmd(ctx, "eval", countDownload, 2,
-			key(a.InfoHash, kindCompleted), key(a.InfoHash, kindDownloads),
-			peer, now.Unix(), now.Add(-x.store.opt.PeerTTL).Unix()-1,
-			keySeconds(x.store.opt.PeerTTL), keySeconds(x.store.opt.DownloadsTTL))
-		x.cmds = append(x.cmds, o.completed)
-	}
 	o.write = redis.NewIntCmd(ctx, "zadd", peers, score(a.Class(), now), peer)
 	x.cmds = append(x.cmds, o.write)
-	if e := (expiring{a.InfoHash, kind}); !has(x.alive, e) {
-		x.alive[e] = struct{}{}
-		x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "expire", peers, keySeconds(x.store.opt.PeerTTL)))
+	x.alive[expiring{a.InfoHash, kind}] = struct{}{}
+	if a.Event == swarm.Completed {
+		// Whoever was not among the counted is counted in the next pipeline.
+		counted := key(a.InfoHash, kindCompleted)
+		o.completed = redis.NewIntCmd(ctx, "zadd", counted, now.Unix(), peer)
+		x.cmds = append(x.cmds,
+			redis.NewIntCmd(ctx, "zremrangebyscore", counted, "-inf", now.Add(-x.store.opt.PeerTTL).Unix()-1),
+			o.completed)
+		x.alive[expiring{a.InfoHash, kindCompleted}] = struct{}{}
 	}
 	return true
 }
-
-func has[K comparable](set map[K]struct{}, k K) bool { _, ok := set[k]; return ok }
 
 // keySeconds is the expiry of a key whose content lasts for ttl: whole seconds,
 // and one more so that the key never goes first.
@@ -191,12 +221,12 @@ func (x *exchange) send(client *redis.Client) error {
 		}
 		x.store.rerouted()
 		for to, cmds := range elsewhere {
-			client := x.store.backend.Load().at(x.store.ctx, to.addr)
-			if client == nil {
-				continue
-			}
-			if err := x.pipeline(client, cmds, to.ask); err != nil {
-				return err
+			// That another node does not answer is no fault of this one's.
+			if err := x.pipeline(x.store.redirected(to.addr), cmds, to.ask); err != nil {
+				for _, cmd := range cmds {
+					cmd.SetErr(err)
+				}
+				x.store.trouble(to.addr, err)
 			}
 		}
 	}
@@ -288,15 +318,18 @@ func (x *exchange) settle(groups []*group) {
 // errReplicas says that a write is on fewer replicas than it must be.
 var errReplicas = errors.New("too few replicas acknowledged the writes (--wait-replicas)")
 
-// failed is the error of an operation's own writes.
+// failed is the error of an operation's own write.
 func (o *op) failed() error {
-	if o.write != nil && o.write.Err() != nil {
-		return o.write.Err()
+	if o.write == nil {
+		return nil
 	}
-	if o.completed != nil {
-		return o.completed.Err()
-	}
-	return nil
+	return o.write.Err()
+}
+
+// downloaded tells whether a download is to be counted: of a peer that is stored, and was
+// not among the counted. One that cannot be told is not counted.
+func (o *op) downloaded() bool {
+	return o.completed != nil && o.failed() == nil && o.completed.Err() == nil && o.completed.Val() > 0
 }
 
 // learn notes an acknowledged write among the repeats, and in a view that was
@@ -308,7 +341,10 @@ func (x *exchange) learn(o *op, now time.Time) {
 	} else if o.write != nil {
 		x.store.repeats.put(a, now)
 	}
-	if o.read != noRead || o.write == nil {
+	if o.downloaded() {
+		o.view.Downloaded() // counted after the view was read
+	}
+	if o.write == nil || o.read != noRead && !o.late {
 		return
 	}
 	changed := o.write.Val() > 0
@@ -317,11 +353,6 @@ func (x *exchange) learn(o *op, now time.Time) {
 		return
 	}
 	o.view.Put(a.Peer, a.Class(), changed)
-	if o.completed != nil {
-		if counted, _ := o.completed.Int(); counted == 1 {
-			o.view.Downloaded()
-		}
-	}
 }
 
 // more is what the head of a set left open: stale peers to trim, and for a set
@@ -330,20 +361,54 @@ type more struct {
 	read   *read
 	size   int
 	counts [swarm.Classes]*redis.IntCmd
-	head   *redis.RawCmd
 	sample *redis.RawCmd
+	// In a swarm of seeders the sample holds too few leechers for a seeder: these are
+	// windows of them at random ranks.
+	leechers [leecherWindows]*redis.RawCmd
 }
 
-// viewLeechers is how many leechers a view of a large swarm holds at least, if
-// there are as many: two answers' worth.
-const viewLeechers = 100
+const (
+	// viewLeechers is how many leechers a view of a large swarm holds at least, if
+	// there are about as many: two answers' worth.
+	viewLeechers   = 100
+	leecherWindows = 4
+)
 
-// readMore makes views of what was read, and where a set was larger than its head
-// or held stale peers, in a second pipeline, asks for the rest.
-func (x *exchange) readMore(client *redis.Client, now time.Time) error {
-	ctx := x.store.ctx
+// planLeechers reads windows of leechers, which have the first ranks, when the sample
+// holds too few.
+func (m *more) planLeechers(x *exchange, now time.Time) {
+	const width = viewLeechers / leecherWindows
+	if _, _, err := x.sort(m.sample, m.size, now); err != nil || m.counts[swarm.Leecher].Err() != nil {
+		return // fill tells
+	}
+	all := int(m.counts[swarm.Leecher].Val())
+	if held := len(x.class[swarm.Leecher]) / m.size; held >= viewLeechers || held >= all {
+		return
+	}
+	part := (all + leecherWindows - 1) / leecherWindows
+	for i := range m.leechers {
+		from := i*part + rand.IntN(max(1, part-width+1))
+		m.leechers[i] = redis.NewRawCmd(x.store.ctx, "zrange", key(m.read.hash, peersKind(m.size)), from, from+min(width, part)-1, "withscores")
+		x.cmds = append(x.cmds, m.leechers[i])
+	}
+}
+
+// finish makes views of what was read. What the first pipeline left to do it does in a
+// second one: count downloads, and where a set was larger than its head or held stale
+// peers, read and trim the rest.
+func (x *exchange) finish(client *redis.Client, groups []*group) error {
+	ctx, now := x.store.ctx, latest(groups)
 	var rest []more
 	x.cmds = x.cmds[:0]
+	for _, g := range groups {
+		for i := range g.ops {
+			if o := &g.ops[i]; o.downloaded() {
+				downloads := key(o.hash, kindDownloads)
+				x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "incr", downloads),
+					redis.NewIntCmd(ctx, "expire", downloads, keySeconds(x.store.opt.DownloadsTTL)))
+			}
+		}
+	}
 	for i := range x.reads {
 		r := &x.reads[i]
 		var downloads int
@@ -357,7 +422,7 @@ func (x *exchange) readMore(client *redis.Client, now time.Time) error {
 				r.err = err
 				break
 			}
-			m := more{read: r, size: size, head: r.peers[f]}
+			m := more{read: r, size: size}
 			peers := key(r.hash, peersKind(size))
 			if stale || held == swarm.ViewPeers {
 				for class := range swarm.Class(swarm.Classes) {
@@ -385,6 +450,20 @@ func (x *exchange) readMore(client *redis.Client, now time.Time) error {
 	if err := x.send(client); err != nil {
 		return err
 	}
+	return x.fillLarge(client, rest, now)
+}
+
+// fillLarge makes the views of sets that are larger than their heads.
+func (x *exchange) fillLarge(client *redis.Client, rest []more, now time.Time) error {
+	x.cmds = x.cmds[:0]
+	for i := range rest {
+		rest[i].planLeechers(x, now)
+	}
+	if len(x.cmds) > 0 {
+		if err := x.send(client); err != nil {
+			return err
+		}
+	}
 	for _, m := range rest {
 		m.fill(x, now)
 	}
@@ -402,24 +481,23 @@ func (m *more) fill(x *exchange, now time.Time) {
 		}
 		counts[class] = int(cmd.Val())
 	}
-	_, _, err := x.sort(m.sample, m.size, now)
-	if err != nil {
-		r.err = err
-		return
-	}
-	// Leechers are what a seeder asks for, and few in a swarm of seeders. The
-	// head of the set has the newest of them; it stands in for those in the sample
-	// when they are too few for an answer.
-	if fewest := viewLeechers * m.size; len(x.class[swarm.Leecher]) < fewest {
-		sampled := x.class
-		x.class[swarm.PartialSeed], x.class[swarm.Seeder] = nil, nil
-		if _, _, err := x.sort(m.head, m.size, now); err != nil {
+	var leechers []byte
+	for _, window := range m.leechers {
+		if window == nil {
+			break
+		}
+		if _, _, err := x.sort(window, m.size, now); err != nil {
 			r.err = err
 			return
 		}
-		leechers := x.class[swarm.Leecher]
-		x.class = sampled
-		x.class[swarm.Leecher] = leechers[:min(len(leechers), fewest)]
+		leechers = append(leechers, x.class[swarm.Leecher]...)
+	}
+	if _, _, err := x.sort(m.sample, m.size, now); err != nil {
+		r.err = err
+		return
+	}
+	if len(leechers) > 0 {
+		x.class[swarm.Leecher] = leechers
 	}
 	x.fill(r.view, m.size, false)
 	r.view.Add(counts)

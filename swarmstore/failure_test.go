@@ -81,6 +81,36 @@ func TestRedisDiesAndReturns(t *testing.T) {
 	}
 }
 
+// A repeat of what was stored on a server that has lost it since is no repeat.
+func TestRedisIsReplacedBetweenTwoAnnounces(t *testing.T) {
+	server := storetest.Redis(t)
+	g := gateway(t, storetest.URLs(server), func(o *swarmstore.Options) {
+		o.RepeatWindow = time.Minute
+		o.ViewTTL = 0
+	})
+	if err := announce(g, storetest.Hash(1), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 5*time.Second, func() error {
+		c, err := net.Dial("tcp", server.Addr)
+		if err == nil {
+			_ = c.Close()
+			return errors.New("the server is still there")
+		}
+		return nil
+	})
+	storetest.RedisAt(t, port(t, server))
+	if err := announce(g, storetest.Hash(1), 1); err != nil {
+		return // told so, which is as good
+	}
+	if c := g.Counts(storetest.Hash(1)); c.Leechers != 1 {
+		t.Errorf("an announce that was answered is not stored: %+v", c)
+	}
+}
+
 func TestRedisComesLate(t *testing.T) {
 	server := storetest.Redis(t)
 	if err := server.Kill(); err != nil {
@@ -188,6 +218,7 @@ func TestSlotsMove(t *testing.T) {
 	var from, to *redis.Client
 	var key string
 	var toAddr string
+	var before, idle *storetest.Process // the masters without keys, of which one takes the slot
 	for _, p := range masters {
 		c := redis.NewClient(&redis.Options{Addr: p.Addr})
 		defer c.Close()
@@ -198,7 +229,8 @@ func TestSlotsMove(t *testing.T) {
 		if len(keys) > 0 {
 			from, key = c, keys[0]
 		} else {
-			to, toAddr = c, p.Addr
+			to, toAddr, idle = c, p.Addr, before
+			before = p
 		}
 	}
 	slot := from.ClusterKeySlot(ctx, key).Val()
@@ -219,15 +251,39 @@ func TestSlotsMove(t *testing.T) {
 	if err := announce(g, hash, 3); err != nil {
 		t.Errorf("after its keys moved: %v", err)
 	}
-	if c := g.Counts(hash); c.Leechers != 3 {
+	done := &swarm.Announce{InfoHash: hash, Peer: storetest.Peer4(9), Event: swarm.Completed}
+	if g.Announces(done); done.Err != nil {
+		t.Errorf("a download after its keys moved: %v", done.Err)
+	}
+	if c := g.Counts(hash); c != (swarm.Counts{Leechers: 3, Seeders: 1, Downloads: 1}) {
 		t.Errorf("while the slot moves: %+v", c)
+	}
+	// A master that hangs and has no part in it delays nothing.
+	if err := idle.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	for n := range 20 {
+		if err := announce(g, hash, 10+n%3); err != nil {
+			t.Errorf("with another master hanging: %v", err)
+		}
+	}
+	if took := time.Since(begun); took > 900*time.Millisecond {
+		t.Errorf("with another master hanging 20 announces took %v", took)
+	}
+	begun = time.Now()
+	if err := g.Ping(ctx); err != nil || time.Since(begun) > 500*time.Millisecond {
+		t.Errorf("a ping with one master hanging took %v: %v", time.Since(begun), err)
+	}
+	if err := idle.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
 	}
 	do(to, "cluster", "setslot", slot, "node", id(to))
 	do(from, "cluster", "setslot", slot, "node", id(to))
 	if err := announce(g, hash, 4); err != nil {
 		t.Errorf("after the slot moved: %v", err)
 	}
-	if c := g.Counts(hash); c.Leechers != 4 {
+	if c := g.Counts(hash); c.Leechers != 7 {
 		t.Errorf("after the slot moved: %+v", c)
 	}
 }
@@ -300,16 +356,30 @@ func TestFullStores(t *testing.T) {
 			if err := announce(g, storetest.Hash(1), 1); err != nil {
 				t.Errorf("a peer of a full store: %v", err)
 			}
-			completed := &swarm.Announce{InfoHash: storetest.Hash(9_999_999), Peer: storetest.Peer4(1), Event: swarm.Completed}
-			if g.Announces(completed); !errors.Is(completed.Err, swarm.ErrFull) {
-				t.Errorf("a download in a new swarm of a full store: %v", completed.Err)
+			if limits.Peers > 500 {
+				if err := announce(g, storetest.Hash(1), 1_000_000); err != nil {
+					t.Errorf("another peer of a swarm in a store full of swarms: %v", err)
+				}
+			}
+			for n := range 2000 {
+				completed := &swarm.Announce{InfoHash: storetest.Hash(1), Peer: storetest.Peer4(1), Event: swarm.Completed}
+				refused := n > 0
+				if refused {
+					completed.InfoHash, completed.Peer = storetest.Hash(9_000_000+n), storetest.Peer4(n)
+				}
+				if g.Announces(completed); errors.Is(completed.Err, swarm.ErrFull) != refused || !refused && completed.Err != nil {
+					t.Fatalf("download %d, of a new peer if above 0: %v", n, completed.Err)
+				}
+				if c := g.Counts(completed.InfoHash); refused && c != (swarm.Counts{}) || !refused && c.Downloads != 1 {
+					t.Fatalf("download %d, of a new peer if above 0, is counted: %+v", n, c)
+				}
 			}
 		}
 	})
 }
 
 func TestWrongAddresses(t *testing.T) {
-	for _, url := range []string{"", "http://:hunter2@localhost", "redis://user:hunter2@local host:x", "redis://:hunter2@localhost:6379/0/1"} {
+	for _, url := range []string{"", "redis://user:hunter2/x@127.0.0.1:7390", "redis://:hunter2#x@127.0.0.1:7390", "redis://:hunter2", "redis://h:1?dial_timeout=hunter2", "http://:hunter2@localhost", "redis://user:hunter2@local host:x", "redis://:hunter2@localhost:6379/0/1"} {
 		store, err := swarmstore.Open(t.Context(), swarmstore.Options{URLs: []string{url}, Log: slog.New(slog.DiscardHandler)})
 		if !errors.Is(err, swarmstore.ErrURL) {
 			t.Errorf("%q: %v", url, err)

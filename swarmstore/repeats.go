@@ -82,6 +82,14 @@ func (r *repeats) forget(a *swarm.Announce) {
 	}
 }
 
+// forgotten counts how often all was forgotten.
+func (r *repeats) forgotten() uint64 {
+	if r == nil {
+		return 0
+	}
+	return r.epoch.Load()
+}
+
 // forgetAll that was stored until now: a node that failed may have lost it.
 func (r *repeats) forgetAll() {
 	if r != nil {

@@ -83,18 +83,3 @@ func classOf(score int64) (class swarm.Class, ok bool) {
 	}
 	return swarm.Class(n), true
 }
-
-// countDownload counts a completed download once for a peer: a peer that was
-// counted within the last peer TTL is not counted again. A script, because both
-// steps must happen or neither; one download in a peer's life bears its cost.
-//
-//	KEYS  counted peers, downloads
-//	ARGV  compact peer, now, start of the peer TTL (Unix seconds), peer TTL, downloads TTL (seconds)
-//	gives 1 if it was counted, 0 if not
-const countDownload = `
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[3])
-local counted = redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-if counted == 1 then redis.call('INCR', KEYS[2]) end
-redis.call('EXPIRE', KEYS[2], ARGV[5])
-return counted`

@@ -47,6 +47,8 @@ type Metrics interface {
 	// Exchange is one pipeline: how many announces and look-ups shared it and
 	// how long it took; failed when the node did not answer.
 	Exchange(ops int, took time.Duration, failed bool)
+	// Refused counts an announce or a look-up that came to nothing.
+	Refused()
 	// Views counts look-ups answered from a view, and those that had to read.
 	Views(hits, misses int)
 	// Absorbed counts repeats that needed no write.
@@ -64,6 +66,7 @@ type Store struct {
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	complained atomic.Int64            // when, in Unix nanoseconds
 	nodes      sync.Map                // address -> *node
+	elsewhere  sync.Map                // address -> *redis.Client, of nodes that slots moved to
 
 	mu     sync.Mutex // guards closed, and that no lane starts after it
 	closed bool
@@ -73,7 +76,7 @@ type Store struct {
 }
 
 // ErrURL is what Open says of an address that is none.
-var ErrURL = errors.New("not a Redis address (redis://HOST:PORT or rediss://HOST:PORT)")
+var ErrURL = errors.New("not a Redis address: redis://HOST:PORT, or rediss:// for TLS, with USER:PASSWORD@ before HOST if need be, in which all but letters and digits is written as %XX")
 
 // Open starts a store. It fails on addresses that make no sense; when Redis is
 // away it logs so, keeps trying, and answers swarm.ErrUnavailable meanwhile.
@@ -108,6 +111,10 @@ func (s *Store) Close() {
 	if b := s.backend.Load(); b != nil {
 		_ = b.client.Close()
 	}
+	s.elsewhere.Range(func(_, client any) bool {
+		_ = client.(*redis.Client).Close()
+		return true
+	})
 	s.views.close()
 }
 
@@ -208,8 +215,9 @@ type op struct {
 	err  error
 
 	write     *redis.IntCmd // ZADD or ZREM, when there is something to write
-	completed *redis.Cmd    // countDownload, likewise
+	completed *redis.IntCmd // ZADD to the peers whose download was counted, likewise
 	read      int           // index of the read that fills its view, or noRead
+	late      bool          // written after that read
 }
 
 const noRead = -1

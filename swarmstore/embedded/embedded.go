@@ -20,10 +20,10 @@ import (
 )
 
 // Limits bound the memory of the embedded store. Beyond them it refuses new
-// peers as a Redis without memory does, with an OOM error; the peers that it
-// has go on.
+// swarms and peers as a Redis without memory does, with an OOM error; those that
+// it has go on. Downloads of as many swarms and peers are counted, and no more.
 type Limits struct {
-	Swarms int // of three keys each: peers on IPv4, peers on IPv6, downloads
+	Swarms int
 	Peers  int
 }
 
@@ -35,10 +35,16 @@ type Server struct {
 
 	mu     sync.Mutex // guards the rest
 	ticked time.Time
-	// What the store holds at most: both are counted up by each new one, and
-	// counted anew only when a limit is met. Expiry makes them too high meanwhile.
-	keys, peers int
-	counted     time.Time
+	// What the store holds at most: each new one is added, and all are counted anew
+	// only when a limit is met. Expiry makes it too high meanwhile.
+	held    held
+	counted time.Time
+}
+
+// held is what the limits are for.
+type held struct {
+	peerKeys, peers           int // sets of peers, two a swarm at most, and their members
+	downloadKeys, downloaders int // numbers of downloads, and peers whose download was counted
 }
 
 // Start a server. It listens on a port of its own on the loopback address, behind
@@ -75,52 +81,65 @@ func (s *Server) Tick(now time.Time) {
 // admit looks at each command before it runs, and refuses one that would add to
 // a full store. True means that the command is dealt with.
 func (s *Server) admit(c *server.Peer, command string, args ...string) bool {
-	var key string
-	peers := 0
 	switch {
 	case command == "INFO" && len(args) == 1 && strings.EqualFold(args[0], "cluster"):
 		c.WriteBulk("# Cluster\r\ncluster_enabled:0\r\n") // miniredis knows no such section
 		return true
 	case command == "ZADD" && len(args) == 3:
-		key, peers = args[0], 1
 		// The store's scores are never 0, which stands for a peer that is not there.
-		if score, _ := s.redis.ZScore(key, args[2]); score != 0 {
+		if score, _ := s.redis.ZScore(args[0], args[2]); score != 0 {
 			return false
 		}
-	case command == "EVAL" && len(args) > 3:
-		key = args[3] // the number of downloads
+		more := held{peers: 1}
+		if !s.redis.Exists(args[0]) {
+			more.peerKeys = 1
+		}
+		if downloaders(args[0]) {
+			more = held{downloaders: 1}
+		}
+		if s.add(more) {
+			return false
+		}
+	case command == "INCR" && len(args) == 1:
+		if s.redis.Exists(args[0]) || s.add(held{downloadKeys: 1}) {
+			return false
+		}
 	default:
 		return false
 	}
-	keys := 1
-	if s.redis.Exists(key) {
-		keys = 0
-	}
+	c.WriteError("OOM the embedded store is full")
+	return true
+}
+
+// downloaders tells whether a sorted set holds those who were counted as a download.
+func downloaders(key string) bool { return strings.HasSuffix(key, "c") }
+
+// add notes that the store will hold more, unless it is full.
+func (s *Server) add(more held) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.full(keys, peers) {
+	if !s.fits(more) {
 		s.recount()
 	}
-	if s.full(keys, peers) {
-		c.WriteError("OOM the embedded store is full")
-		return true
+	if !s.fits(more) {
+		return false
 	}
-	s.keys += keys
-	s.peers += peers
-	return false
+	s.held.peerKeys += more.peerKeys
+	s.held.peers += more.peers
+	s.held.downloadKeys += more.downloadKeys
+	s.held.downloaders += more.downloaders
+	return true
 }
 
-func (s *Server) full(keys, peers int) bool {
-	return s.peers+peers > s.limits.Peers || s.keys+keys > keysPerSwarm*s.limits.Swarms
+func (s *Server) fits(more held) bool {
+	return (more.peerKeys == 0 || s.held.peerKeys+more.peerKeys <= s.limits.Swarms) &&
+		s.held.peers+more.peers <= s.limits.Peers &&
+		(more.downloadKeys == 0 || s.held.downloadKeys+more.downloadKeys <= s.limits.Swarms) &&
+		s.held.downloaders+more.downloaders <= s.limits.Peers
 }
 
-const (
-	// keysPerSwarm that count: peers on IPv4 and on IPv6, and downloads.
-	keysPerSwarm = 3
-
-	// recounting bounds how often a full store is counted.
-	recounting = 10 * time.Second
-)
+// recounting bounds how often a full store is counted.
+const recounting = 10 * time.Second
 
 // recount finds out what the store really holds.
 func (s *Server) recount() {
@@ -129,11 +148,17 @@ func (s *Server) recount() {
 		return
 	}
 	s.counted = now
-	s.keys, s.peers = 0, 0
+	s.held = held{}
 	for _, key := range s.redis.Keys() {
-		s.keys++
-		if members, err := s.redis.SortedSet(key); err == nil {
-			s.peers += len(members)
+		members, err := s.redis.SortedSet(key)
+		switch {
+		case err != nil:
+			s.held.downloadKeys++
+		case downloaders(key):
+			s.held.downloaders += len(members)
+		default:
+			s.held.peerKeys++
+			s.held.peers += len(members)
 		}
 	}
 }

@@ -30,7 +30,7 @@ type Gateway struct {
 }
 
 // Counted is a swarmstore.Metrics that adds up.
-type Counted struct{ Exchanges, Failed, Hits, Misses, Absorb atomic.Int64 }
+type Counted struct{ Exchanges, Failed, Refusals, Hits, Misses, Absorb atomic.Int64 }
 
 func (c *Counted) Exchange(_ int, _ time.Duration, failed bool) {
 	c.Exchanges.Add(1)
@@ -38,6 +38,7 @@ func (c *Counted) Exchange(_ int, _ time.Duration, failed bool) {
 		c.Failed.Add(1)
 	}
 }
+func (c *Counted) Refused()               { c.Refusals.Add(1) }
 func (c *Counted) Views(hits, misses int) { c.Hits.Add(int64(hits)); c.Misses.Add(int64(misses)) }
 func (c *Counted) Absorbed(n int)         { c.Absorb.Add(int64(n)) }
 
@@ -227,8 +228,10 @@ var suite = []struct {
 		wantCounts(t, v.Counts(), swarm.Counts{Seeders: 1, Downloads: 1})
 		g.Put(Hash(1), Peer4(1), swarm.Completed, 0)
 		g.Put(Hash(1), Peer4(1), swarm.None, 0)
-		g.Pass(10 * time.Second)
-		g.Put(Hash(1), Peer4(1), swarm.Completed, 0)
+		for range 3 {
+			g.Pass(peerTTL * 2 / 3)
+			g.Put(Hash(1), Peer4(1), swarm.Completed, 0)
+		}
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Seeders: 1, Downloads: 1})
 		v = g.Put(Hash(1), Peer6(1), swarm.Completed, 0)
 		wantCounts(t, v.Counts(), swarm.Counts{Seeders: 2, Downloads: 2})
@@ -350,6 +353,51 @@ var suite = []struct {
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Downloads: 1})
 		g.Announces(at(swarm.Stopped, 0), at(swarm.Started, 5))
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1, Downloads: 1})
+	}},
+	{"a swarm that emptied and filled again in one batch expires", func(t *testing.T, g *Gateway) {
+		at := func(n int, e swarm.Event) *swarm.Announce {
+			return &swarm.Announce{InfoHash: Hash(1), Peer: Peer4(n), Event: e, Left: 5}
+		}
+		g.Announces(at(1, swarm.Started), at(1, swarm.Stopped), at(2, swarm.Started))
+		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
+		g.Pass(peerTTL + 2*time.Second)
+		if n := g.backend.Keys(t); n != 0 {
+			t.Errorf("%d keys of a silent swarm are left", n)
+		}
+	}},
+	{"who stops and announces again in one batch is there", func(t *testing.T, g *Gateway) {
+		g = g.backend.Open(t, g.now, func(o *swarmstore.Options) { o.RepeatWindow = 2 * time.Minute })
+		at := func(e swarm.Event) *swarm.Announce {
+			return &swarm.Announce{InfoHash: Hash(1), Peer: Peer4(1), Event: e, Left: 5}
+		}
+		g.Put(Hash(1), Peer4(1), swarm.Started, 5)
+		g.Announces(at(swarm.Stopped), at(swarm.None))
+		g.Pass(2 * time.Second)
+		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
+	}},
+	{"a seeder is handed any leecher of a large swarm", func(t *testing.T, g *Gateway) {
+		var batch []*swarm.Announce
+		const leechers = 600
+		for n := range 3 * leechers {
+			a := &swarm.Announce{InfoHash: Hash(1), Peer: Peer4(n), Event: swarm.Started}
+			if n < leechers {
+				a.Left = 5
+			}
+			batch = append(batch, a)
+		}
+		g.Announces(batch...)
+		seen := map[netip.AddrPort]bool{}
+		for range 40 {
+			g.Pass(2 * time.Second)
+			v := g.Put(Hash(1), Peer6(1), swarm.Started, 0)
+			for p := range Picks(t, v, Peer6(1), swarm.Seeder, 50) {
+				seen[p] = true
+			}
+		}
+		// 2,000 draws of 600 leave out 4 % of them.
+		if len(seen) < leechers*85/100 {
+			t.Errorf("only %d of %d leechers were handed out", len(seen), leechers)
+		}
 	}},
 	{"gateways see each other after the view TTL", func(t *testing.T, g *Gateway) {
 		other := g.backend.Open(t, g.now, nil)

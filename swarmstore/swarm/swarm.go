@@ -125,7 +125,7 @@ func Reason(err error) string {
 	case errors.Is(err, ErrBusy):
 		return "The tracker is overloaded, please try again later."
 	case errors.Is(err, ErrFull):
-		return "The tracker is full, it takes no new swarms just now."
+		return "The tracker is full, it takes nothing new just now. Please try again later."
 	default:
 		return "The tracker made a mistake, please try again later."
 	}

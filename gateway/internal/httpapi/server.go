@@ -203,8 +203,8 @@ const (
 	reasonHashSize = "Your client sent an info_hash that is not 20 bytes long."
 	reasonNoPort   = "Your client forgot to send its port."
 	reasonPort     = "Your client sent a port that is not a number from 1 to 65535."
-	reasonNumber   = "Your client sent a $ that is not a number."
-	reasonOverflow = "Your client sent a $ that does not fit 64 bits."
+	reasonNumber   = "What your client sent as $ is not a number."
+	reasonOverflow = "What your client sent as $ does not fit 64 bits."
 	reasonNoScrape = "A scrape needs an info_hash; this tracker does not list all its torrents."
 	reasonScrapes  = "A scrape may name 100 torrents at most."
 )

@@ -134,29 +134,41 @@ func (f *Front) answer(a *swarm.Announce) {
 	if want < 0 {
 		want = DefaultPeers
 	}
-	if a.Both || a.Peer.Addr().Is4() {
-		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), share4(a, want), rand.Uint64())
-		want -= len(a.Peers4) / swarm.Size4
+	pick4 := func(n int) int {
+		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), n, rand.Uint64())
+		return len(a.Peers4) / swarm.Size4
 	}
-	if a.Both || !a.Peer.Addr().Is4() {
-		a.Peers6 = a.View.Pick(a.Peers6, swarm.Size6, a.Peer, a.Class(), want, rand.Uint64())
+	pick6 := func(n int) int {
+		a.Peers6 = a.View.Pick(a.Peers6, swarm.Size6, a.Peer, a.Class(), n, rand.Uint64())
+		return len(a.Peers6) / swarm.Size6
+	}
+	// The asker's own family first: where the asker was counted among those to hand out,
+	// the other family makes up for it.
+	switch is4 := a.Peer.Addr().Is4(); {
+	case is4 && a.Both:
+		pick6(want - pick4(share4(a, want)))
+	case is4:
+		pick4(want)
+	case a.Both:
+		pick4(want - pick6(want-share4(a, want)))
+	default:
+		pick6(want)
 	}
 }
 
+// jittered gives whole seconds, and one at least: nobody may be told to come back at once.
 func jittered(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (1 - jitter + 2*jitter*rand.Float64()))
+	d = time.Duration(float64(d) * (1 - jitter + 2*jitter*rand.Float64()))
+	return max(d.Round(time.Second), time.Second)
 }
 
-// share4 is how many of the wanted peers may be IPv4 ones: all, unless both
-// families are asked for and have more than that together. Then each gets its part,
-// and a quarter at least if it has as many.
+// share4 is how many of the wanted peers may be IPv4 ones: as many as there are, unless
+// both families have more than is wanted together. Then each gets its part, and a
+// quarter at least if it has as many.
 func share4(a *swarm.Announce, want int) int {
-	if !a.Both {
-		return want
-	}
 	have4, have6 := a.View.Offer(a.Class())
 	if have4+have6 <= want {
-		return want
+		return have4
 	}
 	n4 := want * have4 / (have4 + have6)
 	n4 = max(n4, min(want/4, have4), want-have6)

@@ -89,6 +89,8 @@ func TestPeersHandedOut(t *testing.T) {
 		{"the asker's family only, IPv6", viewOf(10, 10, 0), swarm.Announce{Peer: peer6(1), Left: 1, NumWant: 50}, 0, 9},
 		{"both families", viewOf(10, 10, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 50, Both: true}, 9, 10},
 		{"both families, exactly as many as wanted", viewOf(30, 20, 0), swarm.Announce{Peer: peer4(999), NumWant: 50, Both: true}, 30, 20},
+		{"both families, the asker on IPv6", viewOf(30, 21, 0), swarm.Announce{Peer: peer6(1), Left: 1, NumWant: 50, Both: true}, 30, 20},
+		{"both families, the asker on IPv4", viewOf(31, 20, 0), swarm.Announce{Peer: peer4(1), Left: 1, NumWant: 50, Both: true}, 30, 20},
 		{"a quarter for the smaller family", viewOf(200, 20, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 30, 10},
 		{"a quarter for the smaller family, IPv4", viewOf(20, 200, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 10, 30},
 		{"all that the smaller family has", viewOf(200, 3, 0), swarm.Announce{Peer: peer4(999), NumWant: 40, Both: true}, 37, 3},
@@ -121,6 +123,14 @@ func TestIntervalsAreJittered(t *testing.T) {
 	}
 	if len(seen) < 15 {
 		t.Errorf("only %d of 20 stretches of 10 s were given", len(seen))
+	}
+}
+
+func TestNobodyIsToldToComeBackAtOnce(t *testing.T) {
+	for range 100 {
+		if d := jittered(time.Second); d != time.Second {
+			t.Fatalf("a second is jittered to %v", d)
+		}
 	}
 }
 
