@@ -56,7 +56,7 @@ var errHelp = errors.New("help")
 
 // parseConfig reads the command line, and where it is silent the environment:
 // --peer-ttl is SWARMGATE_PEER_TTL. What is wrong names its flag.
-func parseConfig(args []string, getenv func(string) string, stdout, stderr io.Writer) (command string, c *Config, err error) {
+func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, stderr io.Writer) (command string, c *Config, err error) {
 	c = &Config{}
 	fs := pflag.NewFlagSet("gateway", pflag.ContinueOnError)
 	fs.SortFlags = false
@@ -78,7 +78,7 @@ func parseConfig(args []string, getenv func(string) string, stdout, stderr io.Wr
 	fs.IntVar(&c.EmbeddedSwarms, "embedded-swarms", 100_000, "`N` swarms that the store in this process holds at most")
 	fs.IntVar(&c.EmbeddedPeers, "embedded-peers", 1_000_000, "`N` peers that the store in this process holds at most")
 	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
-	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for")
+	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
 	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
@@ -92,12 +92,12 @@ func parseConfig(args []string, getenv func(string) string, stdout, stderr io.Wr
 		return "", nil, err
 	}
 	fs.VisitAll(func(f *pflag.Flag) {
-		value := getenv(envName(f.Name))
-		if f.Changed || value == "" || err != nil {
+		value, given := lookupEnv(envName(f.Name))
+		if f.Changed || !given || err != nil || value == "" && f.Value.Type() != "string" {
 			return
 		}
 		if fs.Set(f.Name, value) != nil {
-			err = fmt.Errorf("--%s: the value of %s is not a %s", f.Name, envName(f.Name), f.Value.Type())
+			err = fmt.Errorf("--%s: the value of %s is no %s", f.Name, envName(f.Name), f.Value.Type())
 		}
 	})
 	if err != nil {
@@ -115,6 +115,9 @@ func parseConfig(args []string, getenv func(string) string, stdout, stderr io.Wr
 		if url = strings.TrimSpace(url); url != "" {
 			c.Redis = append(c.Redis, url)
 		}
+	}
+	if *redis != "" && len(c.Redis) == 0 {
+		return "", nil, errors.New("--redis: names no address")
 	}
 	if c.Log, err = logHandler(stderr, *level, *format); err != nil {
 		return "", nil, err
@@ -245,6 +248,9 @@ func splitAddr(addr string) (port int, err error) {
 	n, err := strconv.ParseUint(p, 10, 16)
 	if err != nil {
 		return 0, fmt.Errorf("%q has no port from 0 to 65535", addr)
+	}
+	if _, err := net.ResolveTCPAddr("tcp", addr); err != nil {
+		return 0, fmt.Errorf("%q: the host is not known", addr)
 	}
 	return int(n), nil
 }

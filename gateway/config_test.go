@@ -14,7 +14,7 @@ import (
 
 func parse(t *testing.T, env map[string]string, args ...string) (*Config, error) {
 	t.Helper()
-	_, c, err := parseConfig(args, func(name string) string { return env[name] }, io.Discard, io.Discard)
+	_, c, err := parseConfig(args, func(name string) (string, bool) { v, ok := env[name]; return v, ok }, io.Discard, io.Discard)
 	return c, err
 }
 
@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env := map[string]string{
 		"SWARMGATE_PEER_TTL": "1h", "SWARMGATE_REDIS": "redis://a:1, redis://b:2", "SWARMGATE_SHARE_PORT": "true",
-		"SWARMGATE_INTERVAL": "5m",
+		"SWARMGATE_INTERVAL": "5m", "SWARMGATE_UDP": "", "SWARMGATE_VIEW_TTL": "",
 	}
 	c, err := parse(t, env, "--interval", "6m")
 	if err != nil {
@@ -41,6 +41,9 @@ func TestEnvironment(t *testing.T) {
 	}
 	if c.PeerTTL != time.Hour || len(c.Redis) != 2 || c.Redis[1] != "redis://b:2" || !c.SharePort {
 		t.Errorf("the environment gives %+v", c)
+	}
+	if c.UDP != "" || c.ViewTTL != time.Second {
+		t.Errorf("empty variables give %+v", c)
 	}
 	if c.Interval != 6*time.Minute {
 		t.Errorf("the flag does not win: %v", c.Interval)
@@ -64,6 +67,8 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--http", "6969"}, want: "--http"},
 		{args: []string{"--udp", ":99999"}, want: "--udp"},
 		{args: []string{"--http", "", "--udp", ""}, want: "--http"},
+		{args: []string{"--udp", "nosuch.invalid:6969"}, want: "--udp"},
+		{args: []string{"--redis", ","}, want: "--redis"},
 		{args: []string{"--admin", ":9-8"}, want: "--admin"},
 		{args: []string{"--admin", ":x"}, want: "--admin"},
 		{args: []string{"--wait-replicas", "1"}, want: "--wait-replicas"},
@@ -82,7 +87,7 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{env: map[string]string{"SWARMGATE_SECRET": "hunter22"}, want: "--secret"},
 	} {
 		var stdout, stderr bytes.Buffer
-		code := start(context.Background(), test.args, func(name string) string { return test.env[name] }, &stdout, &stderr)
+		code := start(context.Background(), test.args, func(name string) (string, bool) { v, ok := test.env[name]; return v, ok }, &stdout, &stderr)
 		if code != 2 || !strings.Contains(stderr.String(), test.want) || stdout.Len() > 0 {
 			t.Errorf("%q %v: exit code %d, %q, %q", test.args, test.env, code, stderr.String(), stdout.String())
 		}
@@ -94,7 +99,7 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 
 func TestHelpNamesEveryFlagOnceAndNoSecret(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	env := func(name string) string { return map[string]string{"SWARMGATE_SECRET": "hunter2hunter2hunter2"}[name] }
+	env := func(name string) (string, bool) { return "hunter2hunter2hunter2", name == "SWARMGATE_SECRET" }
 	if code := start(context.Background(), []string{"--help"}, env, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
@@ -116,7 +121,7 @@ func TestEveryFlagIsInTheREADMEAndReachesTheContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	var help bytes.Buffer
-	if _, _, err := parseConfig([]string{"--help"}, os.Getenv, &help, io.Discard); !errors.Is(err, errHelp) {
+	if _, _, err := parseConfig([]string{"--help"}, os.LookupEnv, &help, io.Discard); !errors.Is(err, errHelp) {
 		t.Fatal(err)
 	}
 	flags := 0

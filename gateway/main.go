@@ -27,13 +27,13 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// The first signal drains, a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
-	os.Exit(start(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+	os.Exit(start(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr))
 }
 
 // start carries out a command line and returns the exit code: 2 for one that makes
 // no sense, 1 for what failed.
-func start(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	command, config, err := parseConfig(args, getenv, stdout, stderr)
+func start(ctx context.Context, args []string, lookupEnv func(string) (string, bool), stdout, stderr io.Writer) int {
+	command, config, err := parseConfig(args, lookupEnv, stdout, stderr)
 	switch {
 	case errors.Is(err, errHelp):
 		return 0

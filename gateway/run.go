@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -51,7 +50,7 @@ type gateway struct {
 	udp          *udpproxy.Server // nil when turned off, as the next two
 	http         *httpapi.Server
 	admin        *admin
-	httpListener net.Listener
+	httpListener *listener
 
 	draining   atomic.Bool
 	background sync.WaitGroup
@@ -152,18 +151,6 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 	return nil
 }
 
-// listenTCP listens, with share so that other gateways on this host may too.
-func listenTCP(ctx context.Context, addr string, share bool) (net.Listener, error) {
-	var lc net.ListenConfig
-	if share {
-		lc.Control = func(_, _ string, c syscall.RawConn) error {
-			var err error
-			return errors.Join(c.Control(func(fd uintptr) { err = sharePort(fd) }), err)
-		}
-	}
-	return lc.Listen(ctx, "tcp", addr)
-}
-
 // ready says why the gateway shall get no requests, or nil.
 func (g *gateway) ready(ctx context.Context) error {
 	if g.draining.Load() {
@@ -247,9 +234,8 @@ func (g *gateway) drain() error {
 	}
 	if g.http != nil {
 		group.Go(func() error {
-			err := g.http.Shutdown(ctx)
-			_ = g.httpListener.Close() // which it has not seen if Serve has not begun
-			return err
+			g.httpListener.drain()
+			return g.http.Shutdown(ctx)
 		})
 	}
 	err := group.Wait()

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func gatewayWith(t *testing.T, args ...string) *running {
 	t.Helper()
 	g := &running{t: t, exit: make(chan int, 1)}
 	args = append([]string{"--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
-	_, config, err := parseConfig(args, func(string) string { return "" }, io.Discard, &g.log)
+	_, config, err := parseConfig(args, func(string) (string, bool) { return "", false }, io.Discard, &g.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,11 +358,11 @@ func TestGatewaysShareAPort(t *testing.T) {
 	}
 	flags := []string{"health", "--admin", admin, "--admin-file", file}
 	var stderr bytes.Buffer
-	if code := start(t.Context(), flags, os.Getenv, io.Discard, &stderr); code != 0 {
+	if code := start(t.Context(), flags, os.LookupEnv, io.Discard, &stderr); code != 0 {
 		t.Errorf("health: %d %s", code, &stderr)
 	}
 	g2.end()
-	if code := start(t.Context(), flags, os.Getenv, io.Discard, io.Discard); code != 1 {
+	if code := start(t.Context(), flags, os.LookupEnv, io.Discard, io.Discard); code != 1 {
 		t.Errorf("health of a gateway that ended: %d", code)
 	}
 	g1.announce("port=1&left=0")
@@ -375,11 +376,77 @@ func TestAnAddressInUse(t *testing.T) {
 		"--admin": {"--http", "127.0.0.1:0", "--udp", "", "--admin", g.Admin},
 	} {
 		var stderr bytes.Buffer
-		code := start(t.Context(), args, func(string) string { return "" }, io.Discard, &stderr)
+		code := start(t.Context(), args, func(string) (string, bool) { return "", false }, io.Discard, &stderr)
 		if code != 1 || !strings.Contains(stderr.String(), "gateway: "+flag) || !strings.Contains(stderr.String(), "in use") {
 			t.Errorf("%s: %d %q", flag, code, &stderr)
 		}
 	}
+}
+
+// Clients of two gateways on one port do not notice that one of them ends.
+func TestOneOfTwoDrains(t *testing.T) {
+	if !canSharePort {
+		t.Skip("only Linux can")
+	}
+	g1 := gatewayWith(t, "--share-port")
+	for range 5 {
+		g2 := gatewayWith(t, "--share-port", "--http", g1.HTTP, "--udp", g1.UDP)
+		stop := make(chan struct{})
+		var clients sync.WaitGroup
+		for n := range 16 {
+			clients.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					response, err := httpClient.Get(fmt.Sprintf("http://%s/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&port=%d&left=1", g1.HTTP, 1+n))
+					if err != nil {
+						t.Errorf("client %d: %v", n, err)
+						return
+					}
+					_ = response.Body.Close()
+				}
+			})
+		}
+		storetest.Eventually(t, 10*time.Second, func() error {
+			if _, body := g2.get("http://" + g2.Admin + "/metrics"); strings.Contains(body, `swarmgate_announces_total{result="ok",transport="http"} 0`) {
+				return errors.New("the gateway that is to end has answered nothing yet")
+			}
+			return nil
+		})
+		g2.end()
+		close(stop)
+		clients.Wait()
+	}
+}
+
+func TestADrainingGatewayIsNotReady(t *testing.T) {
+	g := gatewayWith(t)
+	c, err := net.Dial("tcp", g.HTTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /announce?info_hash=aaaaaaaaaaaaaaaaaaaa&port=1&left=1 HTTP/1.1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	g.cancel() // and half a request holds it up
+	storetest.Eventually(t, 5*time.Second, func() error {
+		if status, body := g.get("http://" + g.Admin + "/readyz"); status != 503 || !strings.Contains(body, "draining") {
+			return fmt.Errorf("%d %q", status, body)
+		}
+		return nil
+	})
+	if _, err := io.WriteString(c, "Host: x\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if b, err := io.ReadAll(c); err != nil || !bytes.Contains(b, []byte("d8:complete")) {
+		t.Errorf("the request that was half sent gets %q, %v", b, err)
+	}
+	g.end()
 }
 
 // Clients that announce while the gateway is told to end are answered, or their
@@ -393,7 +460,7 @@ func TestDrain(t *testing.T) {
 			for i := 0; ; i++ {
 				response, err := httpClient.Get(fmt.Sprintf("http://%s/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&port=%d&left=1", g.HTTP, 1+n))
 				if err != nil {
-					if !strings.Contains(err.Error(), "refused") && !strings.Contains(err.Error(), "reset") {
+					if !errors.Is(err, syscall.ECONNREFUSED) {
 						t.Errorf("client %d: %v", n, err)
 					}
 					return

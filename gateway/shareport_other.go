@@ -7,3 +7,5 @@ import "errors"
 const canSharePort = false
 
 func sharePort(uintptr) error { return errors.ErrUnsupported }
+
+func refuseNew(uintptr) {}

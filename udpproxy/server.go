@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,6 +57,8 @@ type Options struct {
 type Server struct {
 	handler *handler
 	conns   []conn
+	begun   atomic.Bool
+	ended   chan struct{} // when all loops have, after they began
 }
 
 // Listen binds the sockets. Nothing is answered until Serve.
@@ -66,7 +69,7 @@ func listenWith(ctx context.Context, o Options, listen func(context.Context, Opt
 	if err != nil {
 		return nil, fmt.Errorf("udp: %w", err)
 	}
-	return &Server{newHandler(o), conns}, nil
+	return &Server{handler: newHandler(o), conns: conns, ended: make(chan struct{})}, nil
 }
 
 // Addr is where the server listens.
@@ -74,6 +77,8 @@ func (s *Server) Addr() netip.AddrPort { return s.conns[0].localAddr() }
 
 // Serve answers until Shutdown, or until a socket fails.
 func (s *Server) Serve() error {
+	s.begun.Store(true)
+	defer close(s.ended)
 	var group errgroup.Group
 	for _, c := range s.conns {
 		group.Go(func() error {
@@ -147,6 +152,12 @@ func (s *Server) stop() error {
 // meanwhile goes to other processes that share it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.stop()
+	if s.begun.Load() { // what the sockets hold is read by the loops
+		select {
+		case <-s.ended:
+		case <-ctx.Done():
+		}
+	}
 	if e := s.handler.requests.idle(ctx); e != nil {
 		err = errors.Join(err, fmt.Errorf("udp: requests in flight: %w", e))
 	}

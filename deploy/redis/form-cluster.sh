@@ -33,7 +33,7 @@ await() {
 answers() { [ "$(ask "$1" ping 2>&1)" = PONG ]; }
 info() { ask "$1" cluster info | tr -d '\r' | grep -qx "$2"; }
 id() { ask "$1" cluster myid; }
-known() { ask "$1" cluster nodes | grep -q "^$2 .*connected"; }
+known() { ask "$1" cluster nodes | grep -q "^$2 .* connected"; }
 # empty NODE: it is a master of nothing.
 empty() { ask "$1" cluster nodes | awk '$3 ~ /myself/ { none = $3 ~ /master/ && NF == 8 } END { exit !none }'; }
 replica() { ask "$first" cluster nodes | grep -q "^$1 .*slave"; }
