@@ -79,7 +79,7 @@ func (s *Store) parseURLs() error {
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	// A new connection may lead to a server that lost what an earlier one stored.
 	o.OnConnect = func(context.Context, *redis.Conn) error {
-		s.repeats.forgetAll()
+		s.forget()
 		return nil
 	}
 	return nil
@@ -183,6 +183,12 @@ func (b *backend) masters(ctx context.Context) map[*redis.Client]struct{} {
 	return found
 }
 
+// forget what was stored: it may be lost.
+func (s *Store) forget() {
+	s.repeats.forgetAll()
+	s.expired.forgetAll()
+}
+
 // trouble notes that a node did not answer: what it stored may be lost, and
 // another may have taken its place.
 func (s *Store) trouble(addr string, err error) {
@@ -192,7 +198,7 @@ func (s *Store) trouble(addr string, err error) {
 
 // rerouted notes that slots may be elsewhere than was thought.
 func (s *Store) rerouted() {
-	s.repeats.forgetAll()
+	s.forget()
 	if b := s.backend.Load(); b != nil && b.cluster != nil {
 		b.cluster.ReloadState(s.ctx)
 	}

@@ -20,8 +20,10 @@ type exchange struct {
 	cmds  []redis.Cmder
 	reads []read
 	known map[swarm.InfoHash]int // -> index in reads
-	alive map[expiring]struct{}  // keys that this pipeline expires
+	alive map[expiring]bool      // keys that this pipeline writes; true for those whose expiry it sets
 	class [swarm.Classes][]byte  // scratch: compact peers by class
+	zadds []*zadd                // made so far; those that the pipeline uses come first
+	used  int                    // how many it uses
 
 	absorbed int  // repeats that the pipeline leaves out
 	writes   bool // the pipeline has writes
@@ -49,7 +51,7 @@ func newExchange(s *Store) *exchange {
 	return &exchange{
 		store: s,
 		known: make(map[swarm.InfoHash]int),
-		alive: make(map[expiring]struct{}),
+		alive: make(map[expiring]bool),
 	}
 }
 
@@ -87,7 +89,7 @@ func (x *exchange) run(n *node, groups []*group) bool {
 
 // plan fills cmds with what the groups need of Redis.
 func (x *exchange) plan(groups []*group) (ops int) {
-	x.cmds, x.reads = x.cmds[:0], x.reads[:0]
+	x.cmds, x.reads, x.used = x.cmds[:0], x.reads[:0], 0
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
@@ -137,13 +139,36 @@ func (x *exchange) planAbsorbed(groups []*group) {
 	x.planExpiry()
 }
 
+// expirySlack is the part of the peer TTL by which keys may outlive their last peer, so
+// that a key whose expiry was set within that time need not have it set again.
+const expirySlack = 16
+
 // planExpiry makes the sets that are written expire: after all writes, because the last
 // peer to leave takes its key along, and the next to come makes a new one.
 func (x *exchange) planExpiry() {
-	for e := range x.alive {
-		x.cmds = append(x.cmds, redis.NewIntCmd(x.store.ctx, "expire", key(e.hash, e.kind), keySeconds(x.store.opt.PeerTTL)))
+	for e, set := range x.alive {
+		if set {
+			x.expire(e)
+		}
 	}
 }
+
+func (x *exchange) expire(e expiring) {
+	x.cmds = append(x.cmds, redis.NewIntCmd(x.store.ctx, "expire", key(e.hash, e.kind), keySeconds(x.store.opt.PeerTTL+x.store.opt.PeerTTL/expirySlack)))
+}
+
+// wrote notes that a pipeline writes a key. Its expiry was set a moment ago, for longer
+// than its content lasts, unless it is or may be new.
+func (x *exchange) wrote(e expiring, mayBeNew bool, now time.Time) {
+	if !x.alive[e] {
+		var id expiringID
+		x.alive[e] = mayBeNew || !x.store.expired.has(e.id(&id), 0, now)
+	}
+}
+
+type expiringID [len(swarm.InfoHash{}) + 1]byte
+
+func (e expiring) id(b *expiringID) []byte { return append(append(b[:0], e.hash[:]...), e.kind) }
 
 // planWrite adds the writes of an announce; false means that it needs none.
 func (x *exchange) planWrite(o *op, now time.Time) bool {
@@ -156,28 +181,60 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 	}
 	x.writes = true
 	ctx := x.store.ctx
-	peer := swarm.AppendCompact(make([]byte, 0, swarm.Size6), a.Peer)
-	kind := peersKind(len(peer))
-	peers := key(a.InfoHash, kind)
+	kind := peersKind(swarm.Size(a.Peer.Addr()))
+	o.kind = kind
 	if a.Event == swarm.Stopped {
+		peers, peer := key(a.InfoHash, kind), swarm.AppendCompact(nil, a.Peer)
 		x.store.repeats.forget(a) // now: a repeat of it may follow in this pipeline
 		o.write = redis.NewIntCmd(ctx, "zrem", peers, peer)
+		x.wrote(expiring{a.InfoHash, kind}, true, now)
 		x.cmds = append(x.cmds, o.write)
 		return true
 	}
-	o.write = redis.NewIntCmd(ctx, "zadd", peers, score(a.Class(), now), peer)
+	o.write = x.zadd(a, kind, score(a.Class(), now))
 	x.cmds = append(x.cmds, o.write)
-	x.alive[expiring{a.InfoHash, kind}] = struct{}{}
+	x.wrote(expiring{a.InfoHash, kind}, a.Event == swarm.Started, now)
 	if a.Event == swarm.Completed {
 		// Whoever was not among the counted is counted in the next pipeline.
 		counted := key(a.InfoHash, kindCompleted)
-		o.completed = redis.NewIntCmd(ctx, "zadd", counted, now.Unix(), peer)
+		o.completed = x.zadd(a, kindCompleted, now.Unix())
 		x.cmds = append(x.cmds,
 			redis.NewIntCmd(ctx, "zremrangebyscore", counted, "-inf", now.Add(-x.store.opt.PeerTTL).Unix()-1),
 			o.completed)
-		x.alive[expiring{a.InfoHash, kindCompleted}] = struct{}{}
+		x.wrote(expiring{a.InfoHash, kindCompleted}, true, now)
 	}
 	return true
+}
+
+// zadd is a ZADD of one peer, made once and used again and again: what most announces
+// need, it is all that they would allocate.
+type zadd struct {
+	cmd   *redis.IntCmd
+	args  [4]any // of cmd: "zadd", the key, the score, and one of peers
+	peers [2]any // the peer, by address family
+	key   [keyLen]byte
+	score int64
+	peer  [swarm.Size6]byte
+}
+
+// zadd adds the asker to a set of its swarm.
+func (x *exchange) zadd(a *swarm.Announce, kind byte, score int64) *redis.IntCmd {
+	if x.used == len(x.zadds) {
+		z := &zadd{}
+		z.peers = [2]any{z.peer[:swarm.Size4], z.peer[:swarm.Size6]}
+		z.args = [4]any{"zadd", z.key[:], &z.score, nil}
+		z.cmd = redis.NewIntCmd(x.store.ctx, z.args[:]...)
+		x.zadds = append(x.zadds, z)
+	}
+	z := x.zadds[x.used]
+	x.used++
+	appendKey(z.key[:0], a.InfoHash, kind)
+	z.score = score
+	z.args[3] = z.peers[0]
+	if len(swarm.AppendCompact(z.peer[:0], a.Peer)) == swarm.Size6 {
+		z.args[3] = z.peers[1]
+	}
+	return z.cmd
 }
 
 // keySeconds is the expiry of a key whose content lasts for ttl: whole seconds,
@@ -326,6 +383,11 @@ func (o *op) failed() error {
 	return o.write.Err()
 }
 
+// added tells whether the write made a peer known.
+func (o *op) added() bool {
+	return o.write != nil && o.announce.Event != swarm.Stopped && o.write.Err() == nil && o.write.Val() > 0
+}
+
 // downloaded tells whether a download is to be counted: of a peer that is stored, and was
 // not among the counted. One that cannot be told is not counted.
 func (o *op) downloaded() bool {
@@ -400,9 +462,20 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 	ctx, now := x.store.ctx, latest(groups)
 	var rest []more
 	x.cmds = x.cmds[:0]
+	var id expiringID
+	for e, set := range x.alive {
+		if set {
+			x.store.expired.put(e.id(&id), 0, now)
+		}
+	}
 	for _, g := range groups {
 		for i := range g.ops {
-			if o := &g.ops[i]; o.downloaded() {
+			o := &g.ops[i]
+			if e := (expiring{o.hash, o.kind}); o.added() && !x.alive[e] {
+				x.alive[e] = true // the key may be new, against all expectation
+				x.expire(e)
+			}
+			if o.downloaded() {
 				downloads := key(o.hash, kindDownloads)
 				x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "incr", downloads),
 					redis.NewIntCmd(ctx, "expire", downloads, keySeconds(x.store.opt.DownloadsTTL)))

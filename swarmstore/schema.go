@@ -39,9 +39,11 @@ func appendTag(dst []byte, hash swarm.InfoHash) []byte {
 }
 
 func key(hash swarm.InfoHash, kind byte) []byte {
-	k := appendTag(make([]byte, 0, keyLen), hash)
-	k = append(k, hash[:]...)
-	return append(k, kind)
+	return appendKey(make([]byte, 0, keyLen), hash, kind)
+}
+
+func appendKey(dst []byte, hash swarm.InfoHash, kind byte) []byte {
+	return append(append(appendTag(dst, hash), hash[:]...), kind)
 }
 
 // peersKind is the kind of key that a compact peer of this size is kept under.

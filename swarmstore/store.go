@@ -61,7 +61,8 @@ type Store struct {
 	redis   *redis.Options // how to reach any node
 	addrs   []string
 	views   *views
-	repeats *repeats
+	repeats repeats
+	expired *recent // the keys whose expiry was set a moment ago
 
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	complained atomic.Int64            // when, in Unix nanoseconds
@@ -92,6 +93,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	// An absorbed repeat does not refresh its peer: a window that is long against
 	// the peer TTL would let peers expire that are there.
 	s.repeats = newRepeats(min(opt.RepeatWindow, opt.PeerTTL/10))
+	s.expired = newRecent(opt.PeerTTL / expirySlack)
 
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := s.connect(ctx); err != nil {
@@ -215,6 +217,7 @@ type op struct {
 	err  error
 
 	write     *redis.IntCmd // ZADD or ZREM, when there is something to write
+	kind      byte          // of the key that it goes to
 	completed *redis.IntCmd // ZADD to the peers whose download was counted, likewise
 	read      int           // index of the read that fills its view, or noRead
 	late      bool          // written after that read

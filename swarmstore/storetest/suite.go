@@ -16,6 +16,7 @@ import (
 
 const (
 	peerTTL      = 45 * time.Minute
+	keyTTL       = peerTTL + peerTTL/16 + 2*time.Second // what is left of a silent swarm may last so long
 	downloadsTTL = 24 * time.Hour
 )
 
@@ -266,8 +267,9 @@ var suite = []struct {
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
 		v = g.Put(Hash(1), Peer4(4), swarm.None, 5)
 		wantPeers(t, Picks(t, v, Peer4(4), swarm.Leecher, 50), Peer4(2))
-		g.Pass(peerTTL + 2*time.Second)
+		g.Pass(peerTTL + time.Second)
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{})
+		g.Pass(keyTTL - peerTTL)
 		if n := g.backend.Keys(t); n != 0 {
 			t.Errorf("%d keys of a silent swarm are left", n)
 		}
@@ -360,10 +362,31 @@ var suite = []struct {
 		}
 		g.Announces(at(1, swarm.Started), at(1, swarm.Stopped), at(2, swarm.Started))
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
-		g.Pass(peerTTL + 2*time.Second)
+		g.Pass(keyTTL)
 		if n := g.backend.Keys(t); n != 0 {
 			t.Errorf("%d keys of a silent swarm are left", n)
 		}
+	}},
+	{"a swarm that was forgotten and comes back expires", func(t *testing.T, g *Gateway) {
+		g.Put(Hash(1), Peer4(1), swarm.Started, 5)
+		other := g.backend.Open(t, g.now, nil)
+		other.Put(Hash(1), Peer4(1), swarm.Stopped, 5) // and the key is gone
+		g.Put(Hash(1), Peer4(1), swarm.None, 5)
+		g.Pass(2 * time.Second)
+		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
+		g.Pass(keyTTL)
+		if n := g.backend.Keys(t); n != 0 {
+			t.Errorf("%d keys of a silent swarm are left", n)
+		}
+	}},
+	{"a swarm lasts as long as one peer announces", func(t *testing.T, g *Gateway) {
+		g.Put(Hash(1), Peer4(1), swarm.Started, 5)
+		for range 100 {
+			g.Pass(peerTTL / 20)
+			g.Put(Hash(1), Peer4(1), swarm.None, 5)
+		}
+		g.Pass(peerTTL - time.Second)
+		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 1})
 	}},
 	{"who stops and announces again in one batch is there", func(t *testing.T, g *Gateway) {
 		g = g.backend.Open(t, g.now, func(o *swarmstore.Options) { o.RepeatWindow = 2 * time.Minute })
