@@ -39,7 +39,8 @@ type expiring struct {
 type read struct {
 	hash      swarm.InfoHash
 	peers     [2]*redis.RawCmd // of IPv4, IPv6
-	downloads *redis.StringCmd
+	downloads *redis.StringCmd // when complete
+	complete  bool
 	view      *swarm.View
 	err       error
 }
@@ -102,7 +103,8 @@ func (x *exchange) plan(groups []*group) (ops int) {
 			if o.announce != nil && !x.planWrite(o, g.now) {
 				x.absorbed++
 			}
-			if o.view = x.store.views.get(o.hash, g.now); o.view != nil {
+			complete := o.announce == nil || o.announce.Complete
+			if o.view = x.store.views.get(o.hash, g.now); o.view != nil && (o.view.Complete || !complete) {
 				o.read = noRead
 				hits++
 				continue
@@ -114,6 +116,8 @@ func (x *exchange) plan(groups []*group) (ops int) {
 				x.reads = append(x.reads, read{hash: o.hash})
 			}
 			o.read = at
+			// Where a key's expiry is set, that of the downloads is too, by looking at them.
+			x.reads[at].complete = x.reads[at].complete || complete || x.alive[expiring{o.hash, o.kind}]
 		}
 	}
 	x.planExpiry()
@@ -248,6 +252,9 @@ func (x *exchange) planRead(r *read) {
 	for f, size := range families {
 		r.peers[f] = redis.NewRawCmd(ctx, "zrange", key(r.hash, peersKind(size)), 0, swarm.ViewPeers-1, "withscores")
 		x.cmds = append(x.cmds, r.peers[f])
+	}
+	if !r.complete {
+		return
 	}
 	r.downloads = redis.NewStringCmd(ctx, "getex", key(r.hash, kindDownloads), "ex", keySeconds(x.store.opt.DownloadsTTL))
 	x.cmds = append(x.cmds, r.downloads)
@@ -485,10 +492,13 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 	for i := range x.reads {
 		r := &x.reads[i]
 		var downloads int
-		if downloads, r.err = count(r.downloads); r.err != nil {
-			continue
+		if r.complete {
+			if downloads, r.err = count(r.downloads); r.err != nil {
+				continue
+			}
 		}
 		r.view = swarm.NewView(swarm.Counts{Downloads: downloads})
+		r.view.Complete = r.complete
 		for f, size := range families {
 			held, stale, err := x.sort(r.peers[f], size, now)
 			if err != nil {

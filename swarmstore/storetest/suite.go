@@ -98,7 +98,7 @@ func (g *Gateway) Announces(batch ...*swarm.Announce) {
 // Put announces one peer and fails the test when the store does.
 func (g *Gateway) Put(hash swarm.InfoHash, peer netip.AddrPort, event swarm.Event, left uint64) *swarm.View {
 	g.t.Helper()
-	a := &swarm.Announce{InfoHash: hash, Peer: peer, Event: event, Left: left}
+	a := &swarm.Announce{InfoHash: hash, Peer: peer, Event: event, Left: left, Complete: true}
 	g.Announces(a)
 	if a.Err != nil {
 		g.t.Fatal(a.Err)
@@ -286,6 +286,19 @@ var suite = []struct {
 		if n := g.backend.Keys(t); n != 0 {
 			t.Errorf("%d keys are left", n)
 		}
+	}},
+	{"downloads are known to who asks for them, and last as long as a swarm", func(t *testing.T, g *Gateway) {
+		g.Put(Hash(1), Peer4(1), swarm.Completed, 0)
+		g.Pass(2 * time.Second)
+		for range int(downloadsTTL/peerTTL)*2 + 2 {
+			g.Announces(&swarm.Announce{InfoHash: Hash(1), Peer: Peer4(1)})
+			g.Pass(peerTTL * 2 / 3)
+		}
+		v := g.Put(Hash(1), Peer4(2), swarm.Started, 5)
+		wantCounts(t, v.Counts(), swarm.Counts{Seeders: 1, Leechers: 1, Downloads: 1})
+		g.Announces(&swarm.Announce{InfoHash: Hash(2), Peer: Peer4(1), Left: 5})
+		g.Put(Hash(2), Peer4(1), swarm.Completed, 0)
+		wantCounts(t, g.Counts(Hash(2)), swarm.Counts{Seeders: 1, Downloads: 1})
 	}},
 	{"a large swarm is counted exactly and sampled", func(t *testing.T, g *Gateway) {
 		const seeders, leechers = 900, 60

@@ -49,6 +49,7 @@ type Announce struct {
 	Left     uint64 // bytes that the asker lacks, or UnknownLeft
 	NumWant  int    // how many peers it wants; below 0: as many as the policy gives
 	Both     bool   // hand out peers of both address families, not the asker's only
+	Complete bool   // the counts shall tell the downloads, which costs a look-up of its own
 	Origin   any    // the front end's own; nobody else looks at it
 
 	View *View // set by the store when Err is nil

@@ -16,6 +16,8 @@ const ViewPeers = 256
 // peers or a sample of them. Peers are kept as flat bytes, which the garbage
 // collector does not scan. A View may be used by many goroutines at once.
 type View struct {
+	Complete bool // its counts tell the downloads; set before it is shared
+
 	mu     sync.Mutex
 	counts Counts
 	peers  [2][Classes][]byte // compact, by family and class

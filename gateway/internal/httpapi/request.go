@@ -18,7 +18,7 @@ const maxScrape = 100
 // last counts.
 func (r *announce) parse(query []byte, addr netip.Addr) (reason string) {
 	*r = announce{
-		Announce: swarm.Announce{Left: swarm.UnknownLeft, NumWant: -1, Both: true, Answer: swarm.Answer{Peers4: r.Peers4, Peers6: r.Peers6}},
+		Announce: swarm.Announce{Left: swarm.UnknownLeft, NumWant: -1, Both: true, Complete: true, Answer: swarm.Answer{Peers4: r.Peers4, Peers6: r.Peers6}},
 		compact:  true,
 		batch:    r.batch, answered: r.answered, done: r.done, scratch: r.scratch, body: r.body,
 	}
