@@ -76,6 +76,8 @@ func TestOverUDP(t *testing.T) {
 			t.Errorf("at rate %s: %d answers in half a second", rate, r.Answers)
 		}
 	}
+	tracker.mu.Lock()
+	defer tracker.mu.Unlock()
 	if len(tracker.seen) != 10 {
 		t.Errorf("%d torrents were announced", len(tracker.seen))
 	}
@@ -112,7 +114,9 @@ func TestOverHTTP(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	for _, closing := range []string{"--close=false", "--close=true"} {
+		mu.Lock()
 		connections = 0
+		mu.Unlock()
 		c, err := parse([]string{"--target", "http://" + l.Addr().String(), closing, "--torrents", "10", "--peers", "200", "--addresses", "4",
 			"--window", "2", "--warmup", "0s", "--duration", "300ms", "--quiet"})
 		if err != nil {
