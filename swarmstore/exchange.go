@@ -30,6 +30,7 @@ type exchange struct {
 	short    bool // they are on too few replicas
 }
 
+// expiring names a key of a swarm that lasts for the peer TTL.
 type expiring struct {
 	hash swarm.InfoHash
 	kind byte
@@ -210,8 +211,8 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 	return true
 }
 
-// zadd is a ZADD of one peer, made once and used again and again: what most announces
-// need, it is all that they would allocate.
+// zadd is a ZADD of one peer whose command and arguments are used again in later pipelines, so
+// that an announce which only refreshes its peer allocates none.
 type zadd struct {
 	cmd   *redis.IntCmd
 	args  [4]any // of cmd: "zadd", the key, the score, and one of peers
