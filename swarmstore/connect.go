@@ -27,13 +27,13 @@ type backend struct {
 	cluster *redis.ClusterClient
 }
 
-// master of the slot that holds a swarm.
-func (b *backend) master(ctx context.Context, hash swarm.InfoHash) (*redis.Client, error) {
+// master of the slot that holds a partition of a swarm.
+func (b *backend) master(ctx context.Context, hash swarm.InfoHash, partition int) (*redis.Client, error) {
 	if b.single != nil {
 		return b.single, nil
 	}
 	var buf [tagLen]byte
-	return b.cluster.MasterForKey(ctx, string(appendTag(buf[:0], hash)))
+	return b.cluster.MasterForKey(ctx, string(appendTag(buf[:0], hash, partition)))
 }
 
 // redirected is the client of a node that a command was sent on to. The cluster client
@@ -176,7 +176,7 @@ func (s *Store) Ping(ctx context.Context) error {
 func (b *backend) masters(ctx context.Context) map[*redis.Client]struct{} {
 	found := map[*redis.Client]struct{}{}
 	for n := range 256 {
-		if client, err := b.master(ctx, swarm.InfoHash{byte(n), byte(n << 2)}); err == nil {
+		if client, err := b.master(ctx, swarm.InfoHash{byte(n), byte(n << 2)}, 0); err == nil {
 			found[client] = struct{}{}
 		}
 	}

@@ -2,8 +2,6 @@ package swarmstore
 
 import (
 	"errors"
-	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -12,18 +10,20 @@ import (
 )
 
 // exchange turns groups into one pipeline and its replies into views. It first
-// writes all announces, then reads the swarms of which there is no fresh view,
+// writes all announces, then reads the small swarms of which there is no fresh view,
 // so that what was read includes what was written. It belongs to one lane and
 // is used again and again.
 type exchange struct {
-	store *Store
-	cmds  []redis.Cmder
-	reads []read
-	known map[swarm.InfoHash]int // -> index in reads
-	alive map[expiring]bool      // keys that this pipeline writes; true for those whose expiry it sets
-	class [swarm.Classes][]byte  // scratch: compact peers by class
-	zadds []*zadd                // made so far; those that the pipeline uses come first
-	used  int                    // how many it uses
+	store  *Store
+	cmds   []redis.Cmder
+	reads  []read
+	known  map[swarm.InfoHash]int // -> index in reads
+	alive  map[expiring]bool      // keys that this pipeline writes; true for those whose expiry it sets
+	peers  peers
+	zadds  []*zadd  // made so far; those that the pipeline uses come first
+	used   int      // how many it uses
+	heads  []*zhead // likewise
+	headed int
 
 	absorbed int  // repeats that the pipeline leaves out
 	writes   bool // the pipeline has writes
@@ -32,28 +32,32 @@ type exchange struct {
 
 // expiring names a key of a swarm that lasts for the peer TTL.
 type expiring struct {
-	hash swarm.InfoHash
-	kind byte
+	hash      swarm.InfoHash
+	kind      byte
+	partition int
 }
 
-// read of one swarm.
+// read of one small swarm.
 type read struct {
 	hash      swarm.InfoHash
-	peers     [2]*redis.RawCmd // of IPv4, IPv6
+	head      *redis.RawCmd
 	downloads *redis.StringCmd // when complete
 	complete  bool
 	view      *swarm.View
+	large     bool // it turned out to be none of the small
 	err       error
 }
 
-// families in the order of read.peers.
-var families = [2]int{swarm.Size4, swarm.Size6}
+// smallSwarm is how many peers a swarm has at most that is read whole and written to one
+// key: fewer by some than the 128 up to which Redis keeps a set in a compact form.
+const smallSwarm = 112
 
 func newExchange(s *Store) *exchange {
 	return &exchange{
 		store: s,
 		known: make(map[swarm.InfoHash]int),
 		alive: make(map[expiring]bool),
+		peers: peers{ttl: s.opt.PeerTTL},
 	}
 }
 
@@ -89,9 +93,15 @@ func (x *exchange) run(n *node, groups []*group) bool {
 	return err == nil
 }
 
+func (x *exchange) send(client *redis.Client) error {
+	short, err := x.store.send(client, x.cmds, x.writes)
+	x.short = x.short || short
+	return err
+}
+
 // plan fills cmds with what the groups need of Redis.
 func (x *exchange) plan(groups []*group) (ops int) {
-	x.cmds, x.reads, x.used = x.cmds[:0], x.reads[:0], 0
+	x.cmds, x.reads, x.used, x.headed = x.cmds[:0], x.reads[:0], 0, 0
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
@@ -99,14 +109,28 @@ func (x *exchange) plan(groups []*group) (ops int) {
 	hits := 0
 	for _, g := range groups {
 		ops += len(g.ops)
+		late := time.Since(g.queued) > queueTime
 		for i := range g.ops {
 			o := &g.ops[i]
+			o.read = noRead
+			var seen seen
+			if o.large == nil {
+				seen = x.store.views.get(o.hash)
+			}
+			if seen.large != nil || o.large != nil && late {
+				o.again = true // it became large while this waited, or changed perhaps
+				continue
+			}
 			if o.announce != nil && !x.planWrite(o, g.now) {
 				x.absorbed++
 			}
 			complete := o.announce == nil || o.announce.Complete
-			if o.view = x.store.views.get(o.hash, g.now); o.view != nil && (o.view.Complete || !complete) {
-				o.read = noRead
+			if o.large != nil {
+				o.view = o.large.view
+			} else if x.store.views.fresh(seen, g.now) && (seen.view.Complete || !complete) {
+				o.view = seen.view
+			}
+			if o.view != nil {
 				hits++
 				continue
 			}
@@ -118,7 +142,7 @@ func (x *exchange) plan(groups []*group) (ops int) {
 			}
 			o.read = at
 			// Where a key's expiry is set, that of the downloads is too, by looking at them.
-			x.reads[at].complete = x.reads[at].complete || complete || x.alive[expiring{o.hash, o.kind}]
+			x.reads[at].complete = x.reads[at].complete || complete || x.alive[o.key()]
 		}
 	}
 	x.planExpiry()
@@ -136,7 +160,7 @@ func (x *exchange) planAbsorbed(groups []*group) {
 	clear(x.alive)
 	for _, g := range groups {
 		for i := range g.ops {
-			if o := &g.ops[i]; o.announce != nil && o.write == nil {
+			if o := &g.ops[i]; o.announce != nil && o.write == nil && !o.again {
 				o.late = x.planWrite(o, g.now)
 			}
 		}
@@ -153,13 +177,14 @@ const expirySlack = 16
 func (x *exchange) planExpiry() {
 	for e, set := range x.alive {
 		if set {
-			x.expire(e)
+			x.cmds = append(x.cmds, x.store.expire(e))
 		}
 	}
 }
 
-func (x *exchange) expire(e expiring) {
-	x.cmds = append(x.cmds, redis.NewIntCmd(x.store.ctx, "expire", key(e.hash, e.kind), keySeconds(x.store.opt.PeerTTL+x.store.opt.PeerTTL/expirySlack)))
+// expire is the command that makes a key last for the peer TTL.
+func (s *Store) expire(e expiring) redis.Cmder {
+	return redis.NewIntCmd(s.ctx, "expire", appendKey(make([]byte, 0, keyLen), e.hash, e.kind, e.partition), keySeconds(s.opt.PeerTTL+s.opt.PeerTTL/expirySlack))
 }
 
 // wrote notes that a pipeline writes a key. Its expiry was set a moment ago, for longer
@@ -171,9 +196,11 @@ func (x *exchange) wrote(e expiring, mayBeNew bool, now time.Time) {
 	}
 }
 
-type expiringID [len(swarm.InfoHash{}) + 1]byte
+type expiringID [len(swarm.InfoHash{}) + 1 + 2]byte
 
-func (e expiring) id(b *expiringID) []byte { return append(append(b[:0], e.hash[:]...), e.kind) }
+func (e expiring) id(b *expiringID) []byte {
+	return append(append(b[:0], e.hash[:]...), e.kind, byte(e.partition>>8), byte(e.partition))
+}
 
 // planWrite adds the writes of an announce; false means that it needs none.
 func (x *exchange) planWrite(o *op, now time.Time) bool {
@@ -185,30 +212,43 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 		}
 	}
 	x.writes = true
-	ctx := x.store.ctx
-	kind := peersKind(swarm.Size(a.Peer.Addr()))
-	o.kind = kind
 	if a.Event == swarm.Stopped {
-		peers, peer := key(a.InfoHash, kind), swarm.AppendCompact(nil, a.Peer)
 		x.store.repeats.forget(a) // now: a repeat of it may follow in this pipeline
-		o.write = redis.NewIntCmd(ctx, "zrem", peers, peer)
-		x.wrote(expiring{a.InfoHash, kind}, true, now)
+		o.write = redis.NewIntCmd(x.store.ctx, "zrem", peersKey(a.InfoHash, o.partition), swarm.AppendCompact(nil, a.Peer))
+		x.wrote(o.key(), true, now)
 		x.cmds = append(x.cmds, o.write)
 		return true
 	}
-	o.write = x.zadd(a, kind, score(a.Class(), now))
+	o.write = x.zadd(a, o.partition, score(a.Class(), now))
 	x.cmds = append(x.cmds, o.write)
-	x.wrote(expiring{a.InfoHash, kind}, a.Event == swarm.Started, now)
-	if a.Event == swarm.Completed {
-		// Whoever was not among the counted is counted in the next pipeline.
-		counted := key(a.InfoHash, kindCompleted)
-		o.completed = x.zadd(a, kindCompleted, now.Unix())
-		x.cmds = append(x.cmds,
-			redis.NewIntCmd(ctx, "zremrangebyscore", counted, "-inf", now.Add(-x.store.opt.PeerTTL).Unix()-1),
-			o.completed)
-		x.wrote(expiring{a.InfoHash, kindCompleted}, true, now)
+	x.wrote(o.key(), a.Event == swarm.Started, now)
+	if a.Event == swarm.Completed && o.large == nil {
+		var cmds [2]redis.Cmder
+		cmds, o.completed = x.store.remember(a, now)
+		x.cmds = append(x.cmds, cmds[:]...)
+		x.wrote(expiring{hash: a.InfoHash, kind: kindCompleted}, true, now)
 	}
 	return true
+}
+
+// remember are the commands that add a peer to those whose download was counted. Whoever
+// was not among them, as added tells then, is to be counted.
+func (s *Store) remember(a *swarm.Announce, now time.Time) (cmds [2]redis.Cmder, added *redis.IntCmd) {
+	counted := key(a.InfoHash, kindCompleted)
+	added = redis.NewIntCmd(s.ctx, "zadd", counted, now.Unix(), swarm.AppendCompact(nil, a.Peer))
+	return [2]redis.Cmder{
+		redis.NewIntCmd(s.ctx, "zremrangebyscore", counted, "-inf", now.Add(-s.opt.PeerTTL).Unix()-1),
+		added,
+	}, added
+}
+
+// countDownload are the commands that count one more download.
+func (s *Store) countDownload(hash swarm.InfoHash) [2]redis.Cmder {
+	downloads := key(hash, kindDownloads)
+	return [2]redis.Cmder{
+		redis.NewIntCmd(s.ctx, "incr", downloads),
+		redis.NewIntCmd(s.ctx, "expire", downloads, keySeconds(s.opt.DownloadsTTL)),
+	}
 }
 
 // zadd is a ZADD of one peer whose command and arguments are used again in later pipelines, so
@@ -222,8 +262,8 @@ type zadd struct {
 	peer  [swarm.Size6]byte
 }
 
-// zadd adds the asker to a set of its swarm.
-func (x *exchange) zadd(a *swarm.Announce, kind byte, score int64) *redis.IntCmd {
+// zadd adds the asker to a partition of its swarm.
+func (x *exchange) zadd(a *swarm.Announce, partition int, score int64) *redis.IntCmd {
 	if x.used == len(x.zadds) {
 		z := &zadd{}
 		z.peers = [2]any{z.peer[:swarm.Size4], z.peer[:swarm.Size6]}
@@ -233,7 +273,7 @@ func (x *exchange) zadd(a *swarm.Announce, kind byte, score int64) *redis.IntCmd
 	}
 	z := x.zadds[x.used]
 	x.used++
-	appendKey(z.key[:0], a.InfoHash, kind)
+	appendKey(z.key[:0], a.InfoHash, kindPeers, partition)
 	z.score = score
 	z.args[3] = z.peers[0]
 	if len(swarm.AppendCompact(z.peer[:0], a.Peer)) == swarm.Size6 {
@@ -242,117 +282,48 @@ func (x *exchange) zadd(a *swarm.Announce, kind byte, score int64) *redis.IntCmd
 	return z.cmd
 }
 
+// zhead is the ZRANGE of a small swarm, used again likewise.
+type zhead struct {
+	cmd *redis.RawCmd
+	key [keyLen]byte
+}
+
 // keySeconds is the expiry of a key whose content lasts for ttl: whole seconds,
 // and one more so that the key never goes first.
 func keySeconds(ttl time.Duration) int64 { return int64((ttl+time.Second-1)/time.Second) + 1 }
 
-// planRead adds the reads of a swarm: the head of both sets, which is all of a
-// small one, and the downloads, which live on as long as somebody asks.
+// planRead adds the reads of a swarm: all of a small one, as far as it shows that a swarm
+// is large, and the downloads, which live on as long as somebody asks.
 func (x *exchange) planRead(r *read) {
 	ctx := x.store.ctx
-	for f, size := range families {
-		r.peers[f] = redis.NewRawCmd(ctx, "zrange", key(r.hash, peersKind(size)), 0, swarm.ViewPeers-1, "withscores")
-		x.cmds = append(x.cmds, r.peers[f])
+	if x.headed == len(x.heads) {
+		h := &zhead{}
+		h.cmd = redis.NewRawCmd(ctx, "zrange", h.key[:], 0, smallSwarm, "withscores")
+		x.heads = append(x.heads, h)
 	}
-	if !r.complete {
-		return
+	h := x.heads[x.headed]
+	x.headed++
+	appendKey(h.key[:0], r.hash, kindPeers, 0)
+	r.head = h.cmd
+	x.cmds = append(x.cmds, r.head)
+	if r.complete {
+		r.downloads = x.store.downloads(r.hash)
+		x.cmds = append(x.cmds, r.downloads)
 	}
-	r.downloads = redis.NewStringCmd(ctx, "getex", key(r.hash, kindDownloads), "ex", keySeconds(x.store.opt.DownloadsTTL))
-	x.cmds = append(x.cmds, r.downloads)
 }
 
-// send runs x.cmds as one pipeline and sets x.short when its writes are on too few
-// replicas. What a node sends elsewhere, as it does while slots move, is sent
-// there. An error means that a node did not answer; what a single command failed
-// with stands in it.
-func (x *exchange) send(client *redis.Client) error {
-	if err := x.pipeline(client, x.cmds, false); err != nil {
-		return err
-	}
-	for range maxRedirects {
-		type target struct {
-			addr string
-			ask  bool
-		}
-		elsewhere := map[target][]redis.Cmder{}
-		for _, cmd := range x.cmds {
-			if addr, ask, ok := redirection(cmd); ok {
-				to := target{addr, ask}
-				elsewhere[to] = append(elsewhere[to], cmd)
-			}
-		}
-		if len(elsewhere) == 0 {
-			return nil
-		}
-		x.store.rerouted()
-		for to, cmds := range elsewhere {
-			// That another node does not answer is no fault of this one's.
-			if err := x.pipeline(x.store.redirected(to.addr), cmds, to.ask); err != nil {
-				for _, cmd := range cmds {
-					cmd.SetErr(err)
-				}
-				x.store.trouble(to.addr, err)
-			}
-		}
-	}
-	return nil
-}
-
-const (
-	// maxRedirects bounds how often one pipeline follows moving slots.
-	maxRedirects = 3
-
-	// replicaTimeout bounds the wait for replicas, below the read timeout.
-	replicaTimeout = readTimeout / 2
-)
-
-func (x *exchange) pipeline(client *redis.Client, cmds []redis.Cmder, ask bool) error {
-	ctx := x.store.ctx
-	pipe := client.Pipeline()
-	for _, cmd := range cmds {
-		cmd.SetErr(nil)
-		if ask {
-			_ = pipe.Process(ctx, redis.NewStatusCmd(ctx, "asking"))
-		}
-		_ = pipe.Process(ctx, cmd)
-	}
-	want := x.store.opt.WaitReplicas
-	var acks *redis.IntCmd
-	if want > 0 && x.writes {
-		acks = redis.NewIntCmd(ctx, "wait", want, replicaTimeout.Milliseconds())
-		_ = pipe.Process(ctx, acks)
-	}
-	_, err := pipe.Exec(ctx)
-	var reply redis.Error
-	if err != nil && !errors.As(err, &reply) {
-		return err
-	}
-	if acks != nil && int(acks.Val()) < want {
-		x.short = true
-	}
-	return nil
-}
-
-// redirection tells where a command was sent on to, by "MOVED slot addr", or for
-// this once "ASK slot addr".
-func redirection(cmd redis.Cmder) (addr string, ask, ok bool) {
-	err := cmd.Err()
-	if raw, is := cmd.(*redis.RawCmd); is && err == nil {
-		err = replyError(raw.Val())
-	}
-	var reply redis.Error
-	if !errors.As(err, &reply) {
-		return "", false, false
-	}
-	words := strings.Fields(reply.Error())
-	if len(words) != 3 || words[0] != "MOVED" && words[0] != "ASK" {
-		return "", false, false
-	}
-	return words[2], words[0] == "ASK", true
+// downloads is the command that reads them, and keeps them.
+func (s *Store) downloads(hash swarm.InfoHash) *redis.StringCmd {
+	return redis.NewStringCmd(s.ctx, "getex", key(hash, kindDownloads), "ex", keySeconds(s.opt.DownloadsTTL))
 }
 
 // settle gives each operation its view or its error, and keeps what was learnt.
 func (x *exchange) settle(groups []*group) {
+	for i := range x.reads {
+		if r := &x.reads[i]; r.err == nil && !r.large {
+			x.store.views.put(r.hash, seen{view: r.view, at: latest(groups)})
+		}
+	}
 	for _, g := range groups {
 		for i := range g.ops {
 			o := &g.ops[i]
@@ -362,20 +333,16 @@ func (x *exchange) settle(groups []*group) {
 			}
 			if o.err == nil && o.read != noRead {
 				r := &x.reads[o.read]
-				o.view, o.err = r.view, r.err
+				o.view, o.again, o.err = r.view, r.large, r.err
 			}
 			if o.err != nil {
+				o.again = false
 				o.err = x.store.explain(o.err)
 				continue
 			}
-			if o.announce != nil {
+			if o.announce != nil && !o.again {
 				x.learn(o, g.now)
 			}
-		}
-	}
-	for i := range x.reads {
-		if r := &x.reads[i]; r.err == nil {
-			x.store.views.put(r.hash, r.view, latest(groups))
 		}
 	}
 }
@@ -423,52 +390,17 @@ func (x *exchange) learn(o *op, now time.Time) {
 		return
 	}
 	o.view.Put(a.Peer, a.Class(), changed)
-}
-
-// more is what the head of a set left open: stale peers to trim, and for a set
-// that is larger than the head, its counts and a sample of it.
-type more struct {
-	read   *read
-	size   int
-	counts [swarm.Classes]*redis.IntCmd
-	sample *redis.RawCmd
-	// In a swarm of seeders the sample holds too few leechers for a seeder: these are
-	// windows of them at random ranks.
-	leechers [leecherWindows]*redis.RawCmd
-}
-
-const (
-	// viewLeechers is how many leechers a view of a large swarm holds at least, if
-	// there are about as many: two answers' worth.
-	viewLeechers   = 100
-	leecherWindows = 4
-)
-
-// planLeechers reads windows of leechers, which have the first ranks, when the sample
-// holds too few.
-func (m *more) planLeechers(x *exchange, now time.Time) {
-	const width = viewLeechers / leecherWindows
-	if _, _, err := x.sort(m.sample, m.size, now); err != nil || m.counts[swarm.Leecher].Err() != nil {
-		return // fill tells
-	}
-	all := int(m.counts[swarm.Leecher].Val())
-	if held := len(x.class[swarm.Leecher]) / m.size; held >= viewLeechers || held >= all {
-		return
-	}
-	part := (all + leecherWindows - 1) / leecherWindows
-	for i := range m.leechers {
-		from := i*part + rand.IntN(max(1, part-width+1))
-		m.leechers[i] = redis.NewRawCmd(x.store.ctx, "zrange", key(m.read.hash, peersKind(m.size)), from, from+min(width, part)-1, "withscores")
-		x.cmds = append(x.cmds, m.leechers[i])
+	if changed && o.large == nil {
+		if c := o.view.Counts(); c.Seeders+c.Incomplete() > smallSwarm {
+			x.store.refresh(a.InfoHash, now, nil) // it is large now
+		}
 	}
 }
 
 // finish makes views of what was read. What the first pipeline left to do it does in a
-// second one: count downloads, and where a set was larger than its head or held stale
-// peers, read and trim the rest.
+// second one: count downloads, make keys expire that may be new, remove stale peers.
 func (x *exchange) finish(client *redis.Client, groups []*group) error {
-	ctx, now := x.store.ctx, latest(groups)
-	var rest []more
+	now := latest(groups)
 	x.cmds = x.cmds[:0]
 	var id expiringID
 	for e, set := range x.alive {
@@ -479,14 +411,13 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 	for _, g := range groups {
 		for i := range g.ops {
 			o := &g.ops[i]
-			if e := (expiring{o.hash, o.kind}); o.added() && !x.alive[e] {
-				x.alive[e] = true // the key may be new, against all expectation
-				x.expire(e)
+			if o.added() && !x.alive[o.key()] {
+				x.alive[o.key()] = true // the key may be new, against all expectation
+				x.cmds = append(x.cmds, x.store.expire(o.key()))
 			}
 			if o.downloaded() {
-				downloads := key(o.hash, kindDownloads)
-				x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "incr", downloads),
-					redis.NewIntCmd(ctx, "expire", downloads, keySeconds(x.store.opt.DownloadsTTL)))
+				cmds := x.store.countDownload(o.hash)
+				x.cmds = append(x.cmds, cmds[:]...)
 			}
 		}
 	}
@@ -494,136 +425,28 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 		r := &x.reads[i]
 		var downloads int
 		if r.complete {
-			if downloads, r.err = count(r.downloads); r.err != nil {
+			if downloads, r.err = number(r.downloads); r.err != nil {
 				continue
 			}
 		}
-		r.view = swarm.NewView(swarm.Counts{Downloads: downloads})
+		if r.err = x.peers.read(r.head, now, nil); r.err != nil {
+			continue
+		}
+		if x.peers.stale {
+			cmds := x.store.trim(peersKey(r.hash, 0), now)
+			x.cmds = append(x.cmds, cmds[:]...)
+		}
+		if r.large = x.peers.marked || x.peers.held > smallSwarm; r.large {
+			continue
+		}
+		r.view = swarm.NewView(x.peers.part(), downloads)
 		r.view.Complete = r.complete
-		for f, size := range families {
-			held, stale, err := x.sort(r.peers[f], size, now)
-			if err != nil {
-				r.err = err
-				break
-			}
-			m := more{read: r, size: size}
-			peers := key(r.hash, peersKind(size))
-			if stale || held == swarm.ViewPeers {
-				for class := range swarm.Class(swarm.Classes) {
-					x.cmds = append(x.cmds, redis.NewIntCmd(ctx, "zremrangebyscore", peers,
-						oldest(class, now, x.store.opt.PeerTTL)+1, classStart(class+1)-1))
-				}
-			}
-			if held < swarm.ViewPeers {
-				x.fill(r.view, size, true)
-				continue
-			}
-			for class := range swarm.Class(swarm.Classes) {
-				m.counts[class] = redis.NewIntCmd(ctx, "zcount", peers, classStart(class), classStart(class+1)-1)
-				x.cmds = append(x.cmds, m.counts[class])
-			}
-			m.sample = redis.NewRawCmd(ctx, "zrandmember", peers, swarm.ViewPeers, "withscores")
-			x.cmds = append(x.cmds, m.sample)
-			rest = append(rest, m)
-		}
 	}
 	if len(x.cmds) == 0 {
 		return nil
 	}
 	x.writes = false
-	if err := x.send(client); err != nil {
-		return err
-	}
-	return x.fillLarge(client, rest, now)
-}
-
-// fillLarge makes the views of sets that are larger than their heads.
-func (x *exchange) fillLarge(client *redis.Client, rest []more, now time.Time) error {
-	x.cmds = x.cmds[:0]
-	for i := range rest {
-		rest[i].planLeechers(x, now)
-	}
-	if len(x.cmds) > 0 {
-		if err := x.send(client); err != nil {
-			return err
-		}
-	}
-	for _, m := range rest {
-		m.fill(x, now)
-	}
-	return nil
-}
-
-// fill makes the view of a set that is larger than its head.
-func (m *more) fill(x *exchange, now time.Time) {
-	r := m.read
-	var counts [swarm.Classes]int
-	for class, cmd := range m.counts {
-		if cmd.Err() != nil {
-			r.err = cmd.Err()
-			return
-		}
-		counts[class] = int(cmd.Val())
-	}
-	var leechers []byte
-	for _, window := range m.leechers {
-		if window == nil {
-			break
-		}
-		if _, _, err := x.sort(window, m.size, now); err != nil {
-			r.err = err
-			return
-		}
-		leechers = append(leechers, x.class[swarm.Leecher]...)
-	}
-	if _, _, err := x.sort(m.sample, m.size, now); err != nil {
-		r.err = err
-		return
-	}
-	if len(leechers) > 0 {
-		x.class[swarm.Leecher] = leechers
-	}
-	x.fill(r.view, m.size, false)
-	r.view.Add(counts)
-}
-
-// sort reads the reply to a ZRANGE or ZRANDMEMBER with scores into x.class,
-// without the stale peers.
-func (x *exchange) sort(cmd *redis.RawCmd, size int, now time.Time) (held int, stale bool, err error) {
-	for class := range x.class {
-		x.class[class] = x.class[class][:0]
-	}
-	if cmd.Err() != nil {
-		return 0, false, cmd.Err()
-	}
-	if err := replyError(cmd.Val()); err != nil {
-		return 0, false, err
-	}
-	err = parsePeers(cmd.Val(), func(peer []byte, score int64) {
-		held++
-		class, ok := classOf(score)
-		if !ok || len(peer) != size {
-			return
-		}
-		if score > oldest(class, now, x.store.opt.PeerTTL) {
-			stale = true
-			return
-		}
-		x.class[class] = append(x.class[class], peer...)
-	})
-	return held, stale, err
-}
-
-// fill moves x.class into a view, and into its counts too when it is all there is.
-func (x *exchange) fill(view *swarm.View, size int, all bool) {
-	var counts [swarm.Classes]int
-	for class, peers := range x.class {
-		counts[class] = len(peers) / size
-		view.Fill(size, swarm.Class(class), peers)
-	}
-	if all {
-		view.Add(counts)
-	}
+	return x.send(client)
 }
 
 func latest(groups []*group) time.Time {
@@ -636,8 +459,8 @@ func latest(groups []*group) time.Time {
 	return now
 }
 
-// count of downloads; none are no error.
-func count(cmd *redis.StringCmd) (int, error) {
+// number that a key holds; none is no error.
+func number(cmd *redis.StringCmd) (int, error) {
 	n, err := cmd.Int()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil

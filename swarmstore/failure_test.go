@@ -145,7 +145,7 @@ func TestOneMasterHangs(t *testing.T) {
 		key := ""
 		for _, p := range masters {
 			c := redis.NewClient(&redis.Options{Addr: p.Addr})
-			keys, err := c.Keys(t.Context(), "*"+escape(storetest.Hash(n))+"4").Result()
+			keys, err := c.Keys(t.Context(), "*"+escape(storetest.Hash(n))+"p").Result()
 			_ = c.Close()
 			if err != nil {
 				t.Fatal(err)

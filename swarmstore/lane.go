@@ -27,6 +27,9 @@ const (
 	// than a loaded node needs for a pipeline, shorter than a client notices.
 	patience = 100 * time.Millisecond
 
+	// queueTime is how old a lane may let the news get where a large swarm's peers belong.
+	queueTime = time.Second
+
 	// cooldown is how long a node that did not answer is spared: what is
 	// for it fails at once, so that a dead node costs its swarms only.
 	cooldown = 250 * time.Millisecond
@@ -34,6 +37,7 @@ const (
 
 // node is one Redis master.
 type node struct {
+	store  *Store
 	addr   string
 	client atomic.Pointer[redis.Client]
 	lanes  [lanesPerNode]*lane
@@ -66,7 +70,7 @@ func (s *Store) node(client *redis.Client) *node {
 	if n, ok := s.nodes.Load(addr); ok {
 		return n.(*node)
 	}
-	n := &node{addr: addr}
+	n := &node{store: s, addr: addr}
 	n.client.Store(client)
 	for i := range n.lanes {
 		l := &lane{
@@ -84,10 +88,11 @@ func (s *Store) node(client *redis.Client) *node {
 // put queues a group, or fails it when the lane takes no more. A nil lane stands
 // for a node that is not known.
 func (l *lane) put(g *group) {
-	if l == nil || time.Now().UnixNano() < l.node.spared.Load() {
+	if l == nil || l.node.isSpared() {
 		g.fail(swarm.ErrUnavailable)
 		return
 	}
+	g.queued = time.Now()
 	n := int64(len(g.ops))
 	if !l.room.TryAcquire(n) {
 		if l.stalled.Load() {
@@ -133,14 +138,14 @@ func (l *lane) run() {
 		l.room.Release(int64(n))
 		l.stalled.Store(false)
 
-		if time.Now().UnixNano() < l.node.spared.Load() {
+		if l.node.isSpared() {
 			for _, g := range groups {
 				g.fail(swarm.ErrUnavailable)
 			}
 			continue
 		}
 		if !x.run(l.node, groups) {
-			l.node.spared.Store(time.Now().Add(cooldown).UnixNano())
+			l.node.spare()
 		}
 		for _, g := range groups {
 			g.finish()

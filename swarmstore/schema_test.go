@@ -11,8 +11,8 @@ import (
 
 func TestKeysOfASwarmShareASlot(t *testing.T) {
 	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
-	tag := string(appendTag(nil, hash))
-	for _, kind := range []byte{kindPeers4, kindPeers6, kindDownloads, kindCompleted} {
+	tag := string(appendTag(nil, hash, 0))
+	for _, kind := range []byte{kindPeers, kindDownloads, kindCompleted, kindMover} {
 		k := string(key(hash, kind))
 		if !strings.HasPrefix(k, tag) || len(k) != keyLen || strings.IndexByte(tag, '}') != tagLen-1 {
 			t.Errorf("key %q with tag %q", k, tag)
@@ -40,9 +40,50 @@ func TestScores(t *testing.T) {
 			t.Error("the oldest score is not a peer TTL old")
 		}
 	}
-	for _, s := range []int64{scoreBase - 1, classStart(swarm.Classes)} {
+	for _, s := range []int64{scoreBase - 1, layout{3, 4}.score(), classStart(0) - 1, classStart(swarm.Classes)} {
 		if _, ok := classOf(s); ok {
 			t.Errorf("score %d has a class", s)
+		}
+	}
+}
+
+func TestPartitions(t *testing.T) {
+	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
+	keys := map[string]bool{}
+	tags := map[string]bool{}
+	for n := range 1 << maxLayout {
+		k := string(peersKey(hash, n))
+		if keys[k] || len(k) != keyLen || strings.IndexByte(k, '}') != tagLen-1 {
+			t.Fatalf("partition %d is %q", n, k)
+		}
+		keys[k], tags[k[:tagLen]] = true, true
+	}
+	if len(tags) != 1<<maxLayout {
+		t.Errorf("%d partitions have %d tags", 1<<maxLayout, len(tags))
+	}
+	for _, l := range []layout{{}, {0, 1}, {15, 15}, {7, 2}} {
+		if got, ok := layoutOf(l.score()); !ok || got != l || l.score() != int64(int32(l.score())) || l.score() >= classStart(0) {
+			t.Errorf("%v comes back as %v", l, got)
+		}
+	}
+	for _, s := range []int64{scoreBase - 1, scoreBase + 1<<(2*layoutBits), classStart(0)} {
+		if l, ok := layoutOf(s); ok {
+			t.Errorf("score %d is the layout %v", s, l)
+		}
+	}
+	// Doubling the partitions splits each in two, of about the same size.
+	counts := make([]int, 16)
+	for n := range 16_000 {
+		peer := []byte{10, 0, byte(n >> 8), byte(n), 0x1a, 0xe1}
+		at := layout{4, 4}.place(peer)
+		counts[at]++
+		if twice := (layout{4, 5}).place(peer); twice%16 != at || (layout{4, 5}).placeBefore(peer) != at {
+			t.Fatalf("a peer of partition %d goes to %d", at, twice)
+		}
+	}
+	for at, n := range counts {
+		if n < 850 || n > 1150 {
+			t.Errorf("partition %d has %d of 16,000 peers", at, n)
 		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/semaphore"
 
 	"swarmgate/swarmstore/swarm"
 )
@@ -64,6 +65,7 @@ type Store struct {
 	repeats repeats
 	expired *recent // the keys whose expiry was set a moment ago
 
+	larges     larges
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	complained atomic.Int64            // when, in Unix nanoseconds
 	nodes      sync.Map                // address -> *node
@@ -94,6 +96,9 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	// the peer TTL would let peers expire that are there.
 	s.repeats = newRepeats(min(opt.RepeatWindow, opt.PeerTTL/10))
 	s.expired = newRecent(opt.PeerTTL / expirySlack)
+	s.larges.reading = map[swarm.InfoHash]*reading{}
+	s.larges.room = semaphore.NewWeighted(maxRefreshes)
+	s.larges.resizing = semaphore.NewWeighted(maxResizes)
 
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := s.connect(ctx); err != nil {
@@ -129,10 +134,19 @@ func (s *Store) Announce(now time.Time, batch []*swarm.Announce, answered func([
 	groups := few[:0]
 	for _, a := range batch {
 		a.View, a.Err = nil, nil
-		lane := s.lane(a.InfoHash)
-		g := groupFor(&groups, lane, now)
-		g.announces = append(g.announces, a)
-		g.ops = append(g.ops, op{hash: a.InfoHash, announce: a})
+		o := op{hash: a.InfoHash, announce: a}
+		if l := s.large(a.InfoHash, now); l != nil {
+			if l.stale(now, s.largeTTL()) {
+				g := newGroup(nil, now)
+				g.answered = answered
+				g.add(o)
+				s.refresh(a.InfoHash, now, g)
+				continue
+			}
+			o.route(l)
+		}
+		g := groupFor(&groups, s.lane(o.hash, o.partition), now)
+		g.add(o)
 	}
 	for _, g := range groups {
 		g.answered = answered
@@ -145,40 +159,55 @@ func (s *Store) Announce(now time.Time, batch []*swarm.Announce, answered func([
 func (s *Store) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
 	scrape.Err = nil
 	scrape.Counts = append(scrape.Counts[:0], make([]swarm.Counts, len(scrape.Hashes))...)
-	if len(scrape.Hashes) == 0 {
-		answered(scrape)
-		return
-	}
 	part := &scraping{Scrape: scrape, answered: answered}
+	part.left.Store(1) // until all of it is under way
 	var groups []*group
 	for i, hash := range scrape.Hashes {
-		g := groupFor(&groups, s.lane(hash), now)
-		g.ops = append(g.ops, op{hash: hash, index: i})
+		o := op{hash: hash, index: i}
+		if l := s.large(hash, now); l != nil {
+			if !l.stale(now, s.largeTTL()) {
+				scrape.Counts[i] = l.view.Counts()
+				continue
+			}
+			g := newGroup(nil, now)
+			g.scraping = part
+			g.add(o)
+			part.left.Add(1)
+			s.refresh(hash, now, g)
+			continue
+		}
+		groupFor(&groups, s.lane(hash, 0), now).add(o)
 	}
-	part.left.Store(int32(len(groups)))
+	part.left.Add(int32(len(groups)))
 	for _, g := range groups {
 		g.scraping = part
 		g.lane.put(g)
 	}
+	part.finish(nil)
 }
 
-// lane that the operations on a swarm go through, one after the other, or nil
-// when there is none.
-func (s *Store) lane(hash swarm.InfoHash) *lane {
+// nodeOf a partition of a swarm, or nil when there is none.
+func (s *Store) nodeOf(hash swarm.InfoHash, partition int) *node {
 	b := s.backend.Load()
 	if b == nil {
 		return nil
 	}
-	client, err := b.master(s.ctx, hash)
+	client, err := b.master(s.ctx, hash, partition)
 	if err != nil {
 		s.opt.Log.Debug("no master", "error", err)
 		return nil
 	}
-	n := s.node(client)
+	return s.node(client)
+}
+
+// lane that the operations on a partition of a swarm go through, one after the other, or nil
+// when there is none.
+func (s *Store) lane(hash swarm.InfoHash, partition int) *lane {
+	n := s.nodeOf(hash, partition)
 	if n == nil {
 		return nil
 	}
-	return n.lanes[hash[3]%lanesPerNode]
+	return n.lanes[(int(hash[3])+partition)%lanesPerNode]
 }
 
 // groupFor finds or starts the group of a lane.
@@ -188,17 +217,30 @@ func groupFor(groups *[]*group, lane *lane, now time.Time) *group {
 			return g
 		}
 	}
-	g := groupPool.Get().(*group)
-	g.lane, g.now = lane, now
+	g := newGroup(lane, now)
 	*groups = append(*groups, g)
 	return g
 }
 
+func newGroup(lane *lane, now time.Time) *group {
+	g := groupPool.Get().(*group)
+	g.lane, g.now = lane, now
+	return g
+}
+
+func (g *group) add(o op) {
+	g.ops = append(g.ops, o)
+	if o.announce != nil {
+		g.announces = append(g.announces, o.announce)
+	}
+}
+
 // group is what of one batch goes through one lane.
 type group struct {
-	lane *lane
-	now  time.Time
-	ops  []op
+	lane   *lane
+	now    time.Time
+	queued time.Time // by the clock of the machine
+	ops    []op
 
 	announces []*swarm.Announce // with answered
 	answered  func([]*swarm.Announce)
@@ -216,12 +258,19 @@ type op struct {
 	view *swarm.View
 	err  error
 
+	large     *large // nil for a small swarm, or one that was not seen yet
+	partition int
+	again     bool // it turned out to be large: to be done anew, when that is known
+	stray     bool // and so was written to the first partition
+
 	write     *redis.IntCmd // ZADD or ZREM, when there is something to write
-	kind      byte          // of the key that it goes to
 	completed *redis.IntCmd // ZADD to the peers whose download was counted, likewise
 	read      int           // index of the read that fills its view, or noRead
 	late      bool          // written after that read
 }
+
+// key of the set that the operation writes.
+func (o *op) key() expiring { return expiring{o.hash, kindPeers, o.partition} }
 
 const noRead = -1
 
@@ -241,20 +290,49 @@ func (g *group) fail(err error) {
 	g.finish()
 }
 
-// finish gives the group back to who asked.
+// finish gives the group back to who asked. What has to wait for more goes on in groups
+// of its own.
 func (g *group) finish() {
-	if g.scraping != nil {
-		g.scraping.finish(g.ops)
-	} else {
-		for i := range g.ops {
-			g.announces[i].View, g.announces[i].Err = g.ops[i].view, g.ops[i].err
+	done := g.ops[:0]
+	announces := g.announces[:0]
+	for i := range g.ops {
+		o := &g.ops[i]
+		switch {
+		case o.again:
+			s := g.lane.node.store
+			s.refresh(o.hash, g.now, g.part(op{hash: o.hash, announce: o.announce, index: o.index, stray: o.write != nil}))
+		case o.err == nil && o.errand():
+			s := g.lane.node.store
+			s.runErrand(g.part(*o))
+		default:
+			done = append(done, *o)
+			if o.announce != nil {
+				o.announce.View, o.announce.Err = o.view, o.err
+				announces = append(announces, o.announce)
+			}
 		}
-		g.answered(g.announces)
+	}
+	switch {
+	case g.scraping != nil:
+		g.scraping.finish(done)
+	case len(announces) > 0:
+		g.answered(announces)
 	}
 	clear(g.ops)
 	clear(g.announces)
 	*g = group{ops: g.ops[:0], announces: g.announces[:0]}
 	groupPool.Put(g)
+}
+
+// part is one operation of a group on its own.
+func (g *group) part(o op) *group {
+	p := newGroup(g.lane, g.now)
+	p.answered, p.scraping = g.answered, g.scraping
+	if p.scraping != nil {
+		p.scraping.left.Add(1)
+	}
+	p.add(o)
+	return p
 }
 
 func (s *scraping) finish(ops []op) {

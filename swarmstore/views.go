@@ -15,9 +15,11 @@ type views struct {
 	cache *otter.Cache[swarm.InfoHash, seen]
 }
 
+// seen is what was read of a swarm.
 type seen struct {
-	view *swarm.View
-	at   time.Time
+	view  *swarm.View
+	at    time.Time
+	large *large // nil for a small swarm
 }
 
 func newViews(ttl time.Duration, memory int) (*views, error) {
@@ -31,22 +33,23 @@ func newViews(ttl time.Duration, memory int) (*views, error) {
 // viewOverhead is what the cache itself needs for an entry, in bytes.
 const viewOverhead = 200
 
-// get returns the view of a swarm if it is fresh, or nil.
-func (v *views) get(hash swarm.InfoHash, now time.Time) *swarm.View {
-	if v.ttl <= 0 {
-		return nil
-	}
-	s, ok := v.cache.GetIfPresent(hash)
-	if !ok || now.Sub(s.at) >= v.ttl || s.at.After(now.Add(v.ttl)) {
-		return nil
-	}
-	return s.view
+// get what was read of a swarm; nothing, if that is unknown.
+func (v *views) get(hash swarm.InfoHash) seen {
+	s, _ := v.cache.GetIfPresent(hash)
+	return s
 }
 
-func (v *views) put(hash swarm.InfoHash, view *swarm.View, now time.Time) {
-	if v.ttl > 0 {
-		v.cache.Set(hash, seen{view, now})
+// fresh tells whether the view of a small swarm needs no read.
+func (v *views) fresh(s seen, now time.Time) bool {
+	return s.view != nil && now.Sub(s.at) < v.ttl && s.at.Before(now.Add(v.ttl))
+}
+
+func (v *views) put(hash swarm.InfoHash, s seen) {
+	if v.ttl > 0 || s.large != nil {
+		v.cache.Set(hash, s)
 	}
 }
+
+func (v *views) drop(hash swarm.InfoHash) { v.cache.Invalidate(hash) }
 
 func (v *views) close() { v.cache.StopAllGoroutines() }

@@ -41,9 +41,10 @@ type Server struct {
 	counted time.Time
 }
 
-// held is what the limits are for.
+// held is what the limits are for. The last character of a key tells what it holds: p the peers of
+// a swarm, q more of a large one, d downloads, c whose download was counted.
 type held struct {
-	peerKeys, peers           int // sets of peers, two a swarm at most, and their members
+	swarms, peers             int
 	downloadKeys, downloaders int // numbers of downloads, and peers whose download was counted
 }
 
@@ -91,11 +92,13 @@ func (s *Server) admit(c *server.Peer, command string, args ...string) bool {
 			return false
 		}
 		more := held{peers: 1}
-		if !s.redis.Exists(args[0]) {
-			more.peerKeys = 1
-		}
-		if downloaders(args[0]) {
+		switch {
+		case len(args[2]) < 6:
+			return false // no peer
+		case strings.HasSuffix(args[0], "c"):
 			more = held{downloaders: 1}
+		case strings.HasSuffix(args[0], "p") && !s.redis.Exists(args[0]):
+			more.swarms = 1
 		}
 		if s.add(more) {
 			return false
@@ -111,9 +114,6 @@ func (s *Server) admit(c *server.Peer, command string, args ...string) bool {
 	return true
 }
 
-// downloaders tells whether a sorted set holds those who were counted as a download.
-func downloaders(key string) bool { return strings.HasSuffix(key, "c") }
-
 // add notes that the store will hold more, unless it is full.
 func (s *Server) add(more held) bool {
 	s.mu.Lock()
@@ -124,7 +124,7 @@ func (s *Server) add(more held) bool {
 	if !s.fits(more) {
 		return false
 	}
-	s.held.peerKeys += more.peerKeys
+	s.held.swarms += more.swarms
 	s.held.peers += more.peers
 	s.held.downloadKeys += more.downloadKeys
 	s.held.downloaders += more.downloaders
@@ -132,7 +132,7 @@ func (s *Server) add(more held) bool {
 }
 
 func (s *Server) fits(more held) bool {
-	return (more.peerKeys == 0 || s.held.peerKeys+more.peerKeys <= s.limits.Swarms) &&
+	return (more.swarms == 0 || s.held.swarms+more.swarms <= s.limits.Swarms) &&
 		s.held.peers+more.peers <= s.limits.Peers &&
 		(more.downloadKeys == 0 || s.held.downloadKeys+more.downloadKeys <= s.limits.Swarms) &&
 		s.held.downloaders+more.downloaders <= s.limits.Peers
@@ -150,14 +150,16 @@ func (s *Server) recount() {
 	s.counted = now
 	s.held = held{}
 	for _, key := range s.redis.Keys() {
-		members, err := s.redis.SortedSet(key)
+		members, _ := s.redis.SortedSet(key)
 		switch {
-		case err != nil:
+		case strings.HasSuffix(key, "d"):
 			s.held.downloadKeys++
-		case downloaders(key):
+		case strings.HasSuffix(key, "c"):
 			s.held.downloaders += len(members)
-		default:
-			s.held.peerKeys++
+		case strings.HasSuffix(key, "p"):
+			s.held.swarms++
+			fallthrough
+		case strings.HasSuffix(key, "q"):
 			s.held.peers += len(members)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -161,7 +162,7 @@ func Picks(t *testing.T, v *swarm.View, asker netip.AddrPort, class swarm.Class,
 	t.Helper()
 	picked := map[netip.AddrPort]bool{}
 	for _, size := range []int{swarm.Size4, swarm.Size6} {
-		peers := v.Pick(nil, size, asker, class, n, 1)
+		peers := v.Pick(nil, size, asker, class, n, rand.Uint64())
 		for ; len(peers) > 0; peers = peers[size:] {
 			p, ok := swarm.FromCompact(peers[:size])
 			if !ok || picked[p] {
@@ -330,9 +331,9 @@ var suite = []struct {
 			}
 		}
 		// Stale peers leave a large swarm too.
-		g.Pass(peerTTL - 2*time.Second)
+		g.Pass(peerTTL - 3*time.Second)
 		g.Put(Hash(1), Peer4(0), swarm.None, 5)
-		g.Pass(2 * time.Second)
+		g.Pass(3 * time.Second)
 		wantCounts(t, g.Counts(Hash(1)), swarm.Counts{Leechers: 2})
 	}},
 	{"a batch over many swarms", func(t *testing.T, g *Gateway) {

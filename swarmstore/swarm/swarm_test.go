@@ -88,9 +88,10 @@ func picks(t *testing.T, v *View, asker netip.AddrPort, class Class, n int, seed
 }
 
 func TestViewFollowsWrites(t *testing.T) {
-	v := NewView(Counts{Seeders: 1, Leechers: 1})
-	v.Fill(Size4, Seeder, AppendCompact(nil, peer(1)))
-	v.Fill(Size4, Leecher, AppendCompact(nil, peer(2)))
+	var part Part
+	part.Add(AppendCompact(nil, peer(1)), Seeder)
+	part.Add(AppendCompact(nil, peer(2)), Leecher)
+	v := NewView(part, 0)
 	want := func(c Counts, peers ...int) {
 		t.Helper()
 		if v.Counts() != c {
@@ -120,17 +121,19 @@ func TestViewFollowsWrites(t *testing.T) {
 	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
 	v.Drop(peer(1), Leecher, false)
 	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
-	v.Put(peer(7), Seeder, false) // known to the store, outside the sample
+	v.Put(peer(7), Seeder, false) // another gateway told the store
+	want(Counts{Seeders: 2, Leechers: 1}, 2, 3, 7)
+	v.Drop(peer(7), Seeder, false)
 	want(Counts{Seeders: 1, Leechers: 1}, 2, 3)
 	v.Drop(peer(8), Leecher, true)
 	v.Drop(peer(9), Leecher, true)
-	want(Counts{Seeders: 1}, 2, 3)
+	want(Counts{Seeders: 1, Leechers: 1}, 2, 3) // of a whole view nobody drops whom it does not know
 	v.Downloaded()
-	want(Counts{Seeders: 1, Downloads: 1}, 2, 3)
+	want(Counts{Seeders: 1, Leechers: 1, Downloads: 1}, 2, 3)
 }
 
 func TestViewIsBounded(t *testing.T) {
-	v := NewView(Counts{})
+	v := NewView(Part{}, 0)
 	for n := range 10 * ViewPeers {
 		v.Put(peer(n), Leecher, true)
 	}
@@ -149,9 +152,10 @@ func TestViewIsBounded(t *testing.T) {
 	if late < ViewPeers/4 || late > 3*ViewPeers/4 {
 		t.Errorf("%d of %d sampled peers came in the second half", late, ViewPeers)
 	}
-	v.Fill(Size4, Seeder, AppendCompact(nil, peer(1)))
-	if n, _ := v.Offer(Leecher); n != ViewPeers {
-		t.Errorf("holds %d peers after Fill", n)
+	v.Put(peer(12345), Leecher, false)
+	v.Drop(peer(12346), Leecher, true)
+	if c := v.Counts(); c.Leechers != 10*ViewPeers-1 {
+		t.Errorf("counts %d after one of those that are not listed left", c.Leechers)
 	}
 }
 
@@ -161,7 +165,7 @@ func TestPicksAreUniform(t *testing.T) {
 	const rounds = 20000
 	for _, test := range []struct{ peers, want int }{{20, 10}, {51, 50}, {75, 50}, {101, 50}, {256, 50}} {
 		t.Run(fmt.Sprint(test.peers), func(t *testing.T) {
-			v := NewView(Counts{})
+			v := NewView(Part{}, 0)
 			for n := range test.peers {
 				v.Put(peer(n), Class(n%Classes), true)
 			}
@@ -187,9 +191,114 @@ func TestPicksAreUniform(t *testing.T) {
 	}
 }
 
+// split spreads leechers 0 to n over parts by their number, and keeps the first held parts.
+func split(n, parts, held int) ([]Part, func([]byte) int) {
+	kept := make([]Part, held)
+	place := func(compact []byte) int {
+		if at := int(compact[3]) % parts; at < held {
+			return at
+		}
+		return -1
+	}
+	for i := range n {
+		if at := place(AppendCompact(nil, peer(i))); at >= 0 {
+			kept[at].Add(AppendCompact(nil, peer(i)), Class(i/parts%Classes))
+		}
+	}
+	return kept, place
+}
+
+func TestPartsAreOneSwarm(t *testing.T) {
+	for _, test := range []struct{ peers, parts, held int }{{1000, 16, 16}, {1000, 16, 4}, {10, 8, 8}, {10, 16, 16}} {
+		parts, place := split(test.peers, test.parts, test.held)
+		v := NewView(Part{}, 0)
+		v.Renew(parts, place, Counts{Leechers: test.peers, Downloads: 7}, float64(test.parts)/float64(test.held))
+		if c := v.Counts(); test.held < test.parts && c != (Counts{Leechers: test.peers, Downloads: 7}) {
+			t.Errorf("%+v: counts are %+v", test, c)
+		}
+		there, _ := v.Offer(Leecher)
+		for asker := range test.peers {
+			want := there
+			if place(AppendCompact(nil, peer(asker))) >= 0 {
+				want--
+			}
+			got := picks(t, v, peer(asker), Leecher, 1000, uint64(asker))
+			if len(got) != want || got[asker] {
+				t.Fatalf("%+v: %d is handed %d of %d peers", test, asker, len(got), want)
+			}
+		}
+		before := v.Counts()
+		v.Put(peer(2560), Leecher, true) // to the first part
+		v.Put(peer(2560), Leecher, false)
+		if got, want := v.Counts().Leechers, before.Leechers+test.parts/test.held; got != want {
+			t.Errorf("%+v: with one more %d leechers, want %d", test, got, want)
+		}
+		v.Drop(peer(2560), Leecher, true)
+		if got := v.Counts(); got != before {
+			t.Errorf("%+v: without it again %+v", test, got)
+		}
+	}
+}
+
+// What is put while a view is read anew stays in it.
+func TestViewKeepsWhatCameMeanwhile(t *testing.T) {
+	parts, place := split(100, 4, 4)
+	v := NewView(Part{}, 0)
+	v.Renew(parts, place, Counts{}, 1)
+	for _, renew := range []func(){
+		func() { p, place := split(100, 4, 4); v.Renew(p, place, Counts{}, 1) },
+		func() { p, _ := split(100, 4, 4); v.Replace(3, []*Part{&p[3], nil, &p[1], &p[2]}, 0) },
+		func() { p, _ := split(100, 4, 4); v.Replace(0, []*Part{&p[0], &p[1], &p[2], &p[3]}, 0) },
+	} {
+		v.Note()
+		v.Put(peer(300), Leecher, true)
+		v.Drop(peer(5), Leecher, true)
+		renew()
+		got := picks(t, v, peer(999), Leecher, 1000, 1)
+		if c := v.Counts(); !got[300] || got[5] || len(got) != 100 || c.Seeders+c.Incomplete() != 100 {
+			t.Errorf("%d peers of %+v, of which the new one %v, the old one %v", len(got), c, got[300], got[5])
+		}
+		v.Drop(peer(300), Leecher, true)
+		renew()
+	}
+}
+
+func TestSampleIsFair(t *testing.T) {
+	const rounds, peers = 400, 3 * ViewPeers
+	counts := make([]float64, peers)
+	for range rounds {
+		var part Part
+		for n := range peers {
+			class := Leecher
+			if n%3 == 0 {
+				class = Seeder
+			}
+			part.Peers[0][class] = append(part.Peers[0][class], AppendCompact(nil, peer(n))...)
+		}
+		part.Sample()
+		v := NewView(part, 0)
+		if n, _ := v.Offer(Leecher); n > ViewPeers || n < ViewPeers-Classes {
+			t.Fatalf("a sample of %d", n)
+		}
+		if c := v.Counts(); c.Seeders != peers/3 || c.Leechers != peers/3*2 {
+			t.Fatalf("counts are %+v", c)
+		}
+		for n := range picks(t, v, peer(9999), Leecher, ViewPeers, 1) {
+			counts[n]++
+		}
+	}
+	chi, expected := 0.0, float64(rounds)*ViewPeers/peers
+	for _, c := range counts {
+		chi += (c - expected) * (c - expected) / expected
+	}
+	if chi > 1.1*peers {
+		t.Errorf("chi-square is %.1f over %d", chi, peers)
+	}
+}
+
 func TestPickGivesAllThatIsWantedAndThere(t *testing.T) {
 	for peers := range 12 {
-		v := NewView(Counts{})
+		v := NewView(Part{}, 0)
 		for n := range peers {
 			v.Put(peer(n), Leecher, true)
 		}

@@ -2,29 +2,160 @@ package swarm
 
 import (
 	"bytes"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"unsafe"
 )
 
-// ViewPeers bounds the peers of one address family that a View keeps: several
-// answers' worth, so that two askers are seldom told the same.
-const ViewPeers = 256
+// ViewPeers bounds the peers of one address family that a part of a View lists: far more
+// than a small swarm or a partition has, but for a moment.
+const ViewPeers = 1024
 
-// View is what a gateway knows of one swarm for a moment: its counts, and its
-// peers or a sample of them. Peers are kept as flat bytes, which the garbage
-// collector does not scan. A View may be used by many goroutines at once.
+// Part is some of a swarm's peers: all of a small swarm, or one partition of a large one.
+// Peers are flat bytes, which the garbage collector does not scan.
+type Part struct {
+	Peers [2][Classes][]byte // compact, by address family (0 is IPv4, 1 is IPv6) and class
+	More  [Classes]int       // how many there are beyond the listed, which then are a sample
+}
+
+// View is what a gateway knows of one swarm for a moment: its counts, and its peers or
+// a fair part of them. A View may be used by many goroutines at once.
 type View struct {
 	Complete bool // its counts tell the downloads; set before it is shared
 
-	mu     sync.Mutex
-	counts Counts
-	peers  [2][Classes][]byte // compact, by family and class
+	mu        sync.Mutex
+	downloads int
+	parts     []Part
+	place     func(compact []byte) int // which part a peer belongs to; below 0: to none that is held
+	held      [Classes]int             // peers of the parts, listed or not
+	base      [Classes]float64         // the counts are base + scale * held
+	scale     float64
+	rows      []row     // of each part
+	listed    [2][2]int // sum of rows
+	added     int       // peers that Put was told of and the store had not known
+
+	noting bool
+	notes  []note
+
+	onePart [1]Part
+	oneRow  [1]row
 }
 
-// NewView returns a view of a swarm with these counts and no peers yet.
-func NewView(counts Counts) *View { return &View{counts: counts} }
+// row is how many peers of each address family a part lists: leechers, and all.
+type row [2][2]uint16
+
+// note is a change while the store was being read.
+type note struct {
+	peer  netip.AddrPort
+	class Class
+	drop  bool
+}
+
+// maxNotes bounds what a View notes while it is read anew.
+const maxNotes = 1 << 14
+
+// NewView returns the view of a swarm of which part is all there is. It keeps part.
+func NewView(part Part, downloads int) *View {
+	v := &View{downloads: downloads, scale: 1}
+	v.onePart[0] = part
+	v.take(v.onePart[:], v.oneRow[:], nil)
+	return v
+}
+
+// Renew replaces all that the view knows: its parts, of which place tells where a peer
+// belongs, and the counts of the whole swarm, of which the parts are one in scale.
+func (v *View) Renew(parts []Part, place func(compact []byte) int, counts Counts, scale float64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.downloads, v.scale, v.added = counts.Downloads, scale, 0
+	v.take(parts, make([]row, len(parts)), place)
+	for class := range v.base {
+		v.base[class] = 0
+		if scale != 1 {
+			v.base[class] = float64(*counts.Of(Class(class))) - scale*float64(v.held[class])
+		}
+	}
+	v.replay()
+}
+
+// Replace puts parts that were read anew in the places of parts i, i+1 and so on, the
+// first following the last; nil ones were not read.
+func (v *View) Replace(i int, parts []*Part, downloads int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.downloads = downloads
+	for n, part := range parts {
+		if part != nil {
+			at := (i + n) % len(v.parts)
+			v.count(at, -1)
+			v.parts[at] = *part
+			v.count(at, 1)
+		}
+	}
+	v.replay()
+}
+
+func (v *View) take(parts []Part, rows []row, place func([]byte) int) {
+	v.parts, v.rows, v.place = parts, rows, place
+	v.held, v.listed = [Classes]int{}, [2][2]int{}
+	for i := range parts {
+		v.count(i, 1)
+	}
+}
+
+// count adds or takes away a part's peers from what is held, and sets its row.
+func (v *View) count(i, sign int) {
+	part := &v.parts[i]
+	for class, more := range part.More {
+		v.held[class] += sign * more
+		for f, size := range sizes {
+			v.held[class] += sign * (len(part.Peers[f][class]) / size)
+		}
+	}
+	v.setRow(i, 0)
+	v.setRow(i, 1)
+}
+
+func (v *View) setRow(i, f int) {
+	r := &v.rows[i][f]
+	var now [2]uint16
+	for class, list := range v.parts[i].Peers[f] {
+		n := uint16(len(list) / sizes[f])
+		now[1] += n
+		if Class(class) == Leecher {
+			now[0] = n
+		}
+	}
+	for k := range now {
+		v.listed[f][k] += int(now[k]) - int(r[k])
+	}
+	*r = now
+}
+
+// Note makes the view remember what is put and dropped until it is renewed or replaced:
+// what is being read meanwhile may lack it.
+func (v *View) Note() {
+	v.mu.Lock()
+	v.noting, v.notes = true, v.notes[:0]
+	v.mu.Unlock()
+}
+
+func (v *View) replay() {
+	if !v.noting {
+		return
+	}
+	v.noting = false
+	for _, n := range v.notes {
+		if n.drop {
+			v.drop(n.peer, n.class, false)
+		} else {
+			v.put(n.peer, n.class, false)
+		}
+	}
+	v.notes = v.notes[:0]
+}
 
 // familyOf peers of a size: 0 is IPv4, 1 is IPv6.
 func familyOf(size int) int {
@@ -40,36 +171,43 @@ var sizes = [2]int{Size4, Size6}
 func (v *View) Counts() Counts {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.counts
-}
-
-// Fill adds compact peers of one class and of size bytes each that were read from
-// the store, up to ViewPeers a family. It leaves the counts to Add.
-func (v *View) Fill(size int, class Class, compact []byte) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	f := familyOf(size)
-	room := (ViewPeers - v.held(f)) * size
-	v.peers[f][class] = append(v.peers[f][class], compact[:min(len(compact), room)]...)
-}
-
-// Add counts peers of each class that were read from the store.
-func (v *View) Add(counts [Classes]int) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for class, n := range counts {
-		*v.counts.Of(Class(class)) += n
+	c := Counts{Downloads: v.downloads}
+	for class, held := range v.held {
+		*c.Of(Class(class)) = max(0, int(math.Round(v.base[class]+v.scale*float64(held))))
 	}
+	return c
+}
+
+// PartPeers counts the peers of part i.
+func (v *View) PartPeers(i int) (n int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for f := range v.rows[i] {
+		n += int(v.rows[i][f][1])
+	}
+	for _, more := range v.parts[i].More {
+		n += more
+	}
+	return n
+}
+
+// Added counts the peers put since the view was renewed that the store had not known.
+func (v *View) Added() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.added
 }
 
 // Bytes of memory that the view takes, about.
 func (v *View) Bytes() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	n := int(unsafe.Sizeof(*v))
-	for _, lists := range v.peers {
-		for _, list := range lists {
-			n += cap(list)
+	n := int(unsafe.Sizeof(*v)) + len(v.parts)*int(unsafe.Sizeof(Part{})+unsafe.Sizeof(row{})) + cap(v.notes)*int(unsafe.Sizeof(note{}))
+	for i := range v.parts {
+		for _, lists := range v.parts[i].Peers {
+			for _, list := range lists {
+				n += cap(list)
+			}
 		}
 	}
 	return n
@@ -78,64 +216,85 @@ func (v *View) Bytes() int {
 // Put notes that peer was stored with this class; added says that the store had
 // not known it.
 func (v *View) Put(peer netip.AddrPort, class Class, added bool) {
-	var buf [Size6]byte
-	compact := AppendCompact(buf[:0], peer)
-	f := familyOf(len(compact))
-
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	was, at := v.find(f, compact)
-	switch {
-	case added:
-		*v.counts.Of(class)++
-	case at >= 0 && was != class:
-		v.decrement(was)
-		*v.counts.Of(class)++
+	v.note(note{peer: peer, class: class})
+	v.put(peer, class, added)
+	if added {
+		v.added++
 	}
+}
+
+func (v *View) note(n note) {
+	if v.noting && len(v.notes) < maxNotes {
+		v.notes = append(v.notes, n)
+	}
+}
+
+func (v *View) put(peer netip.AddrPort, class Class, added bool) {
+	var buf [Size6]byte
+	compact := AppendCompact(buf[:0], peer)
+	f, i := familyOf(len(compact)), v.partOf(compact)
+	if i < 0 {
+		return
+	}
+	part := &v.parts[i]
+	was, at := part.find(f, compact)
 	switch {
 	case at >= 0 && was == class:
 		return
 	case at >= 0:
-		v.cut(f, was, at)
-	case !added:
-		// Known to the store and outside the sample: there it stays.
-		return
+		part.cut(f, was, at)
+		v.held[was]--
+	case !added && part.More != [Classes]int{}:
+		return // known to the store and outside the sample: there it stays
 	}
-	list := &v.peers[f][class]
-	if v.held(f) < ViewPeers {
+	v.held[class]++
+	list := &part.Peers[f][class]
+	if n := len(*list) / len(compact); part.listed(f) < ViewPeers {
 		*list = append(*list, compact...)
-		return
+	} else {
+		// A full sample stays a fair one: the newcomer takes the place of another
+		// of its class as often as it would have been drawn.
+		part.More[class]++
+		if n > 0 && rand.IntN(n+part.More[class]) < n {
+			copy((*list)[rand.IntN(n)*len(compact):], compact)
+		}
 	}
-	// A full sample stays a fair one: the newcomer takes the place of another
-	// of its class as often as it would have been drawn.
-	if n := len(*list) / len(compact); n > 0 && rand.IntN(max(n, *v.counts.Of(class))) < n {
-		copy((*list)[rand.IntN(n)*len(compact):], compact)
-	}
+	v.setRow(i, f)
 }
 
 // Drop notes that peer left; class is what it was if the view does not know
 // better, removed says that the store had known it.
 func (v *View) Drop(peer netip.AddrPort, class Class, removed bool) {
-	var buf [Size6]byte
-	compact := AppendCompact(buf[:0], peer)
-	f := familyOf(len(compact))
-
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	was, at := v.find(f, compact)
-	if at >= 0 {
-		v.cut(f, was, at)
-		class = was
+	v.note(note{peer: peer, class: class, drop: true})
+	v.drop(peer, class, removed)
+}
+
+func (v *View) drop(peer netip.AddrPort, class Class, removed bool) {
+	var buf [Size6]byte
+	compact := AppendCompact(buf[:0], peer)
+	f, i := familyOf(len(compact)), v.partOf(compact)
+	if i < 0 {
+		return
 	}
-	if removed {
-		v.decrement(class)
+	part := &v.parts[i]
+	if was, at := part.find(f, compact); at >= 0 {
+		part.cut(f, was, at)
+		v.held[was]--
+		v.setRow(i, f)
+	} else if removed && part.More[class] > 0 {
+		part.More[class]--
+		v.held[class]--
 	}
 }
 
 // Downloaded notes one more completed download.
 func (v *View) Downloaded() {
 	v.mu.Lock()
-	v.counts.Downloads++
+	v.downloads++
 	v.mu.Unlock()
 }
 
@@ -144,19 +303,20 @@ func (v *View) Downloaded() {
 func (v *View) Offer(asker Class) (peers4, peers6 int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.offer(0, asker), v.offer(1, asker)
+	k := kindsFor(asker)
+	return v.listed[0][k], v.listed[1][k]
 }
 
-func (v *View) offer(f int, asker Class) int {
-	n := 0
-	for _, list := range v.peers[f][:classesFor(asker)] {
-		n += len(list)
+// kindsFor says which number of a row counts the peers that an asker is handed: who wants
+// nothing more is of use to leechers only.
+func kindsFor(asker Class) int {
+	if asker == Leecher {
+		return 1
 	}
-	return n / sizes[f]
+	return 0
 }
 
-// classesFor says how many of the classes, in their order, an asker is handed:
-// who wants nothing more is of use to leechers only.
+// classesFor says how many of the classes, in their order, that are.
 func classesFor(asker Class) int {
 	if asker == Leecher {
 		return Classes
@@ -169,19 +329,15 @@ func classesFor(asker Class) int {
 // none comes twice, and the asker is not among them. The same seed picks the
 // same peers from the same view.
 func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n int, seed uint64) []byte {
-	f := familyOf(size)
-	var buf [Size6]byte
-	own := AppendCompact(buf[:0], asker)
+	f, k := familyOf(size), kindsFor(class)
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	// The asker is left out by counting around it.
-	total, asking := v.offer(f, class), -1
-	if was, at := v.find(f, own); at >= 0 && int(was) < classesFor(class) {
-		for _, list := range v.peers[f][:was] {
-			at += len(list)
-		}
-		total, asking = total-1, at/size
+	// The peers stand in a row, part by part. The asker is left out by counting around it.
+	total := v.listed[f][k]
+	asking := v.rank(f, asker, class)
+	if asking >= 0 {
+		total--
 	}
 	// The total is cut into runs, of which each gives one peer; turning them by a
 	// random offset makes up for runs that are longer by one.
@@ -191,6 +347,7 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 	}
 	rnd := splitMix(seed)
 	offset := rnd.intN(total)
+	part, before := 0, 0 // the part under way, and how many peers stand before it
 	for i := range runs {
 		lo, hi := i*total/runs, (i+1)*total/runs
 		at := lo + rnd.intN(hi-lo) + offset
@@ -200,32 +357,71 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 		if asking >= 0 && at >= asking {
 			at++
 		}
-		at *= size
+		if at < before {
+			part, before = 0, 0
+		}
+		for in := int(v.rows[part][f][k]); at >= before+in; in = int(v.rows[part][f][k]) {
+			before += in
+			part++
+		}
+		lists := &v.parts[part].Peers[f]
+		at = (at - before) * size
 		list := 0
-		for at >= len(v.peers[f][list]) {
-			at -= len(v.peers[f][list])
+		for at >= len(lists[list]) {
+			at -= len(lists[list])
 			list++
 		}
-		dst = append(dst, v.peers[f][list][at:at+size]...)
+		dst = append(dst, lists[list][at:at+size]...)
 	}
 	return dst
 }
 
-// held counts the peers of a family in the view.
-func (v *View) held(f int) int {
+// rank is how many of the peers that Pick chooses from stand before the asker, or below 0 when
+// it is not among them.
+func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
+	var buf [Size6]byte
+	own := AppendCompact(buf[:0], asker)
+	if len(own) != sizes[f] {
+		return -1
+	}
+	i := v.partOf(own)
+	if i < 0 {
+		return -1
+	}
+	was, at := v.parts[i].find(f, own)
+	if at < 0 || int(was) >= classesFor(class) {
+		return -1
+	}
+	for _, list := range v.parts[i].Peers[f][:was] {
+		at += len(list)
+	}
+	rank := at / sizes[f]
+	for j := range i {
+		rank += int(v.rows[j][f][kindsFor(class)])
+	}
+	return rank
+}
+
+// partOf is the part that a peer belongs to, or below 0.
+func (v *View) partOf(compact []byte) int {
+	if v.place == nil {
+		return 0
+	}
+	return v.place(compact)
+}
+
+// listed counts the peers of a family in the lists.
+func (p *Part) listed(f int) int {
 	n := 0
-	for _, list := range v.peers[f] {
+	for _, list := range p.Peers[f] {
 		n += len(list)
 	}
 	return n / sizes[f]
 }
 
 // find returns the class of a peer and its offset in that list, or below 0.
-func (v *View) find(f int, compact []byte) (Class, int) {
-	if len(compact) != sizes[f] {
-		return 0, -1
-	}
-	for class, list := range v.peers[f] {
+func (p *Part) find(f int, compact []byte) (Class, int) {
+	for class, list := range p.Peers[f] {
 		for from := 0; from < len(list); {
 			at := bytes.Index(list[from:], compact)
 			if at < 0 {
@@ -240,18 +436,46 @@ func (v *View) find(f int, compact []byte) (Class, int) {
 	return 0, -1
 }
 
+// Add lists a compact peer, unless it is listed.
+func (p *Part) Add(compact []byte, class Class) bool {
+	f := familyOf(len(compact))
+	if _, at := p.find(f, compact); at >= 0 {
+		return false
+	}
+	p.Peers[f][class] = append(p.Peers[f][class], compact...)
+	return true
+}
+
+// Sample cuts the lists down to what a View may list, by chance.
+func (p *Part) Sample() {
+	for f, size := range sizes {
+		all := p.listed(f)
+		if all <= ViewPeers {
+			continue
+		}
+		for class, list := range p.Peers[f] {
+			n := len(list) / size
+			keep := n * ViewPeers / all
+			var hold [Size6]byte
+			for i := range keep {
+				if j := i + rand.IntN(n-i); j != i {
+					copy(hold[:], list[i*size:(i+1)*size])
+					copy(list[i*size:(i+1)*size], list[j*size:(j+1)*size])
+					copy(list[j*size:(j+1)*size], hold[:size])
+				}
+			}
+			p.Peers[f][class] = list[: keep*size : keep*size]
+			p.More[class] += n - keep
+		}
+	}
+}
+
 // cut takes out the peer at an offset, the last one taking its place.
-func (v *View) cut(f int, class Class, at int) {
-	list := &v.peers[f][class]
+func (p *Part) cut(f int, class Class, at int) {
+	list := &p.Peers[f][class]
 	last := len(*list) - sizes[f]
 	copy((*list)[at:], (*list)[last:])
 	*list = (*list)[:last]
-}
-
-func (v *View) decrement(class Class) {
-	if n := v.counts.Of(class); *n > 0 {
-		*n--
-	}
 }
 
 // splitMix is Vigna's SplitMix64: a generator that fits a register, so that

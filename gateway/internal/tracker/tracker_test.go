@@ -52,7 +52,7 @@ func peer6(n int) netip.AddrPort {
 
 // viewOf a swarm with so many leechers on IPv4 and IPv6 and seeders on IPv4.
 func viewOf(leechers4, leechers6, seeders4 int) *swarm.View {
-	v := swarm.NewView(swarm.Counts{})
+	v := swarm.NewView(swarm.Part{}, 0)
 	for n := range leechers4 {
 		v.Put(peer4(n), swarm.Leecher, true)
 	}

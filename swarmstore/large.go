@@ -1,0 +1,538 @@
+package swarmstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/semaphore"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// large is what a gateway knows of a large swarm: where its peers are, and a view of
+// the partitions that it holds. Its lanes write; all reading is done beside them, as
+// partitions are on many nodes.
+type large struct {
+	view     *swarm.View
+	shape    atomic.Pointer[shape]
+	read     atomic.Int64 // when it was last read, in Unix nanoseconds
+	answered atomic.Int64 // announces since
+
+	// Of the one who refreshes it:
+	passed time.Time // when all partitions were read
+	peers  int       // how many there were then
+	since  int64     // announces answered since
+	took   time.Duration
+	grows  float64 // peers a second, as seen by the last two passes
+	next   int     // the part of the view that was read first
+}
+
+// shape is a layout, and which of its partitions the view holds: some that follow each
+// other, the first following the last.
+type shape struct {
+	layout
+	first, held int
+}
+
+// part of the view that holds a peer's partition, or below 0.
+func (h *shape) part(compact []byte) int {
+	n := h.partitions()
+	if i := (h.place(compact) - h.first + n) % n; i < h.held {
+		return i
+	}
+	return -1
+}
+
+const (
+	// maxHeld bounds the partitions that a view holds: some 30,000 peers.
+	maxHeld = 512
+
+	// minReread is how many partitions are read anew at least, when a view is. If they
+	// changed by more than a swarm does that neither grows nor shrinks, all are.
+	minReread = 16
+	steady    = 0.015
+
+	// passEvery is how long a partition may go unread, and passAfter how many announces for
+	// each partition may be answered meanwhile: then others are held.
+	passEvery = 2 * time.Minute
+	passAfter = 64
+
+	// passShare is the part of the time that may go to reading all partitions again and again while
+	// peers are being moved, when reading some would tell little.
+	passShare = 16
+
+	// passChunk is how many partitions one pipeline reads.
+	passChunk = 256
+
+	// partitionHead is how much of a partition is read, which is all unless the
+	// swarm has far outgrown its layout. Then it is counted, and a sample read.
+	partitionHead = 4096
+
+	maxRefreshes = 256 // under way at a time
+	maxStrays    = 1024
+)
+
+// largeTTL is the age at which the view of a large swarm is read anew. One that is twice
+// as old answers nobody.
+func (s *Store) largeTTL() time.Duration { return max(s.opt.ViewTTL, 100*time.Millisecond) }
+
+func (l *large) age(now time.Time) time.Duration { return now.Sub(time.Unix(0, l.read.Load())).Abs() }
+
+func (l *large) stale(now time.Time, ttl time.Duration) bool { return l.age(now) >= 2*ttl }
+
+// large is what is known of a swarm that is a large one, or nil.
+func (s *Store) large(hash swarm.InfoHash, now time.Time) *large {
+	if !s.larges.maybe(hash) {
+		return nil
+	}
+	l := s.views.get(hash).large
+	if l == nil {
+		return nil
+	}
+	l.answered.Add(1)
+	if age := l.age(now); age > s.largeTTL()*3/4 && age < 2*s.largeTTL() {
+		s.refresh(hash, now, nil)
+	}
+	return l
+}
+
+func (o *op) route(l *large) {
+	var buf [swarm.Size6]byte
+	o.large = l
+	o.partition = l.shape.Load().place(swarm.AppendCompact(buf[:0], o.announce.Peer))
+}
+
+// larges are the large swarms that are being read.
+type larges struct {
+	mu       sync.Mutex
+	reading  map[swarm.InfoHash]*reading
+	room     *semaphore.Weighted // of maxRefreshes
+	resizing *semaphore.Weighted // of maxResizes
+
+	// A bit for each swarm that ever was large, shared by a few, spares the others a look
+	// into the views.
+	seen [largeBits / 32]atomic.Uint32
+}
+
+const largeBits = 1 << 18
+
+func (l *larges) bit(hash swarm.InfoHash) (*atomic.Uint32, uint32) {
+	n := binary.LittleEndian.Uint32(hash[16:]) % largeBits
+	return &l.seen[n/32], 1 << (n % 32)
+}
+
+func (l *larges) maybe(hash swarm.InfoHash) bool {
+	word, bit := l.bit(hash)
+	return word.Load()&bit != 0
+}
+
+func (l *larges) mark(hash swarm.InfoHash) {
+	word, bit := l.bit(hash)
+	word.Or(bit)
+}
+
+// reading of a swarm, and who waits for it.
+type reading struct {
+	now     time.Time
+	waiting []*group
+}
+
+// refresh reads a large swarm, once for all who ask. waiting, if there is one, is a group of one operation
+// that goes on when it is read.
+func (s *Store) refresh(hash swarm.InfoHash, now time.Time, waiting *group) {
+	s.larges.mu.Lock()
+	r := s.larges.reading[hash]
+	if r != nil {
+		if waiting != nil {
+			r.waiting = append(r.waiting, waiting)
+		}
+		s.larges.mu.Unlock()
+		return
+	}
+	started := s.larges.room.TryAcquire(1)
+	if started {
+		r = &reading{now: now}
+		if waiting != nil {
+			r.waiting = append(r.waiting, waiting)
+		}
+		s.larges.reading[hash] = r
+	}
+	s.larges.mu.Unlock()
+	switch {
+	case started && s.goes(func() { s.readAndGoOn(hash, r) }):
+	case started:
+		s.goOn(hash, r, nil, swarm.ErrUnavailable)
+	case waiting != nil:
+		waiting.fail(swarm.ErrBusy)
+	}
+}
+
+// goes runs f unless the store is closed.
+func (s *Store) goes(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Go(f)
+	return true
+}
+
+func (s *Store) readAndGoOn(hash swarm.InfoHash, r *reading) {
+	now := r.now
+	known := s.views.get(hash)
+	l, strays, err := s.readLarge(hash, now, known.large)
+	if err != nil {
+		err = s.explain(err)
+	}
+	s.goOn(hash, r, l, err)
+	if err != nil {
+		return
+	}
+	s.move(hash, l.shape.Load().layout, strays, now)
+	s.mayResize(hash, l, now, known)
+}
+
+// goOn with what waited for a reading.
+func (s *Store) goOn(hash swarm.InfoHash, r *reading, l *large, err error) {
+	s.larges.mu.Lock()
+	waiting := r.waiting
+	delete(s.larges.reading, hash)
+	s.larges.mu.Unlock()
+	s.larges.room.Release(1)
+	for _, g := range waiting {
+		o := &g.ops[0]
+		switch {
+		case err != nil:
+			g.fail(err)
+		case l.stale(g.now, s.largeTTL()):
+			s.refresh(hash, g.now, g) // it came much later than who began
+		case o.announce == nil:
+			o.view, o.err = l.view, nil
+			g.finish()
+		default:
+			o.route(l)
+			g.lane = s.lane(o.hash, o.partition)
+			g.lane.put(g)
+		}
+	}
+}
+
+// readLarge reads a large swarm, of which l is known already if it is not nil: some of its partitions,
+// or all. strays are peers that stand where they do not belong.
+func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *large, strays []stray, err error) {
+	head := redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, 0, "withscores")
+	downloads := s.downloads(hash)
+	cmds := []routed{{hash, 0, head}, {hash, 0, downloads}}
+	base := expiring{hash: hash, kind: kindPeers}
+	var id expiringID
+	if !s.expired.has(base.id(&id), 0, now) {
+		// The layout has to outlive all partitions.
+		cmds = append(cmds, routed{hash, 0, s.expire(base)})
+	}
+	var some []bucket
+	if l != nil {
+		l.view.Note()
+		h := l.shape.Load()
+		answered := l.answered.Swap(0)
+		l.since += answered
+		n := int(min(max(answered, minReread), int64(h.held)))
+		if h.settled() && (n < h.held || h.held < h.partitions() && l.since < passAfter*int64(h.partitions())) {
+			some = make([]bucket, n)
+			for i := range some {
+				some[i].partition = (h.first + l.next + i) % h.partitions()
+			}
+			cmds = s.planBuckets(cmds, hash, some)
+		}
+	}
+	s.sendAll(cmds, false)
+
+	p := &peers{ttl: s.opt.PeerTTL}
+	if err := p.read(head, now, nil); err != nil {
+		if l == nil {
+			return nil, nil, err
+		}
+		p.layout = l.shape.Load().layout
+	} else if len(cmds) > 2 {
+		s.expired.put(base.id(&id), 0, now)
+	}
+	told, err := number(downloads)
+	if err != nil && l != nil {
+		told = l.view.Counts().Downloads
+	}
+	if l != nil && some != nil && p.layout == l.shape.Load().layout && now.Sub(l.passed).Abs() < passEvery {
+		strays = s.readBuckets(p, hash, p.layout, some, now)
+		if s.replace(l, some, told) {
+			l.read.Store(now.UnixNano())
+			s.views.put(hash, seen{view: l.view, at: now, large: l})
+			return l, strays, nil
+		}
+	}
+	if l != nil && !p.layout.settled() && p.layout == l.shape.Load().layout && now.Sub(l.passed).Abs() < passShare*l.took {
+		l.view.Replace(0, nil, told)
+		l.read.Store(now.UnixNano())
+		return l, nil, nil
+	}
+	if l == nil {
+		l = &large{view: swarm.NewView(swarm.Part{}, 0)}
+		l.view.Complete = true
+	}
+	start := time.Now()
+	strays, err = s.pass(p, hash, now, l, told)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.took = time.Since(start)
+	return l, strays, nil
+}
+
+// replace puts partitions that were read anew into the view, unless the swarm has changed so
+// much that all have to be read.
+func (s *Store) replace(l *large, some []bucket, downloads int) bool {
+	parts := make([]*swarm.Part, len(some))
+	before, after := 0, 0
+	for i := range some {
+		if some[i].err == nil {
+			parts[i] = &some[i].part
+			before += l.view.PartPeers((l.next + i) % l.shape.Load().held)
+			parts[i].Sample()
+			after += total(count(parts[i]))
+		}
+	}
+	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), 2) {
+		return false
+	}
+	l.view.Replace(l.next, parts, downloads)
+	l.next = (l.next + len(some)) % l.shape.Load().held
+	return true
+}
+
+func total(n [swarm.Classes]int) (sum int) {
+	for _, n := range n {
+		sum += n
+	}
+	return sum
+}
+
+// pass reads all partitions, counts them, and keeps some.
+func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) ([]stray, error) {
+	h := &shape{layout: p.layout}
+	n := h.partitions()
+	h.first, h.held = rand.IntN(n), min(n, maxHeld)
+	l.view.Note()
+	l.answered.Store(0)
+	held := h.held
+	if !h.settled() {
+		held = n // strays have to be told from those that are where they belong too
+	}
+	parts := make([]swarm.Part, held)
+	var sum [swarm.Classes]int
+	var strays []stray
+	var lastErr error
+	read := 0
+	buckets := make([]bucket, min(n, passChunk))
+	for from := 0; from < n; from += passChunk {
+		clear(buckets)
+		for i := range buckets {
+			buckets[i].partition = (h.first + from + i) % n
+		}
+		s.sendAll(s.planBuckets(nil, hash, buckets), false)
+		more := s.readBuckets(p, hash, h.layout, buckets, now)
+		if h.settled() {
+			more = more[:min(len(more), maxStrays-len(strays))]
+		}
+		strays = append(strays, more...)
+		for i := range buckets {
+			b := &buckets[i]
+			if b.err != nil {
+				lastErr = b.err
+				continue
+			}
+			read++
+			if from+i < held {
+				parts[from+i] = b.part
+			}
+			for class, n := range count(&b.part) {
+				sum[class] += n
+			}
+		}
+	}
+	if read == 0 {
+		return nil, lastErr
+	}
+	if !h.settled() {
+		for _, m := range strays {
+			if part := &parts[(h.place(m.peer)-h.first+n)%n]; part.Add(m.peer, m.class) {
+				sum[m.class]++
+			}
+		}
+		parts, strays = parts[:h.held], nil // the mover has them
+	}
+	for i := range parts {
+		parts[i].Sample()
+	}
+	counts := swarm.Counts{Downloads: downloads}
+	for class, peers := range sum {
+		*counts.Of(swarm.Class(class)) = peers * n / read // those of nodes that are away are like the rest
+	}
+	l.view.Renew(parts, h.part, counts, float64(n)/float64(h.held))
+	l.shape.Store(h)
+	all := counts.Seeders + counts.Incomplete()
+	if took := now.Sub(l.passed).Seconds(); took > 0 && took < passEvery.Seconds() {
+		l.grows = float64(all-l.peers) / max(took, 0.5)
+	} else {
+		l.grows = 0
+	}
+	l.passed, l.peers, l.since, l.next = now, all, 0, 0
+	l.read.Store(now.UnixNano())
+	s.larges.mark(hash)
+	s.views.put(hash, seen{view: l.view, at: now, large: l})
+	return strays, nil
+}
+
+// bucket is a partition that is read.
+type bucket struct {
+	partition int
+	head      *redis.RawCmd
+	counts    [swarm.Classes]*redis.IntCmd // of one that is larger than its head
+	sample    *redis.RawCmd
+
+	part swarm.Part
+	err  error
+}
+
+func (s *Store) planBuckets(cmds []routed, hash swarm.InfoHash, buckets []bucket) []routed {
+	for i := range buckets {
+		b := &buckets[i]
+		b.head = redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, b.partition), 0, partitionHead-1, "withscores")
+		cmds = append(cmds, routed{hash, b.partition, b.head})
+	}
+	return cmds
+}
+
+// readBuckets makes parts of what planBuckets asked for, without the strays.
+func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []bucket, now time.Time) (strays []stray) {
+	var more []routed
+	for i := range buckets {
+		b := &buckets[i]
+		before := len(strays)
+		if strays, b.err = p.readPartition(b.head, now, l, b.partition, strays); b.err != nil {
+			continue
+		}
+		key := peersKey(hash, b.partition)
+		large := p.held >= partitionHead-1
+		if p.stale || large {
+			for _, cmd := range s.trim(key, now) {
+				more = append(more, routed{hash, b.partition, cmd})
+			}
+		}
+		if !large {
+			b.part = p.part()
+			continue
+		}
+		strays = strays[:before]
+		for class := range swarm.Class(swarm.Classes) {
+			b.counts[class] = redis.NewIntCmd(s.ctx, "zcount", key, classStart(class), classStart(class+1)-1)
+			more = append(more, routed{hash, b.partition, b.counts[class]})
+		}
+		b.sample = redis.NewRawCmd(s.ctx, "zrandmember", key, swarm.ViewPeers, "withscores")
+		more = append(more, routed{hash, b.partition, b.sample})
+	}
+	if len(more) == 0 {
+		return strays
+	}
+	s.sendAll(more, false)
+	for i := range buckets {
+		b := &buckets[i]
+		if b.err != nil || b.sample == nil {
+			continue
+		}
+		before := len(strays)
+		if strays, b.err = p.readPartition(b.sample, now, l, b.partition, strays); b.err != nil {
+			continue
+		}
+		b.part = p.part()
+		listed := count(&b.part)
+		for _, m := range strays[before:] {
+			listed[m.class]++
+		}
+		for class, n := range b.counts {
+			b.err = errors.Join(b.err, n.Err())
+			b.part.More[class] = max(0, int(n.Val())-listed[class])
+		}
+	}
+	return strays
+}
+
+// errand tells whether an announce that is stored leaves something to do on another node than
+// its peer's: a download to count, or a peer to remove from where it stood before or was written by mistake.
+func (o *op) errand() bool {
+	if o.large == nil || o.announce == nil || o.write == nil {
+		return false
+	}
+	return o.announce.Event == swarm.Completed || o.elsewhere() >= 0
+}
+
+// elsewhere is the partition that the peer has to be removed from, or below 0.
+func (o *op) elsewhere() int {
+	var buf [swarm.Size6]byte
+	if h := o.large.shape.Load(); o.announce.Event == swarm.Stopped && !h.settled() {
+		if before := h.placeBefore(swarm.AppendCompact(buf[:0], o.announce.Peer)); before != o.partition {
+			return before
+		}
+	}
+	if o.stray && o.partition != 0 {
+		return 0
+	}
+	return -1
+}
+
+// runErrand does it and gives the group of one back. What cannot be done is left: a number that is lower
+// by one, or a peer that is there for a while.
+func (s *Store) runErrand(g *group) {
+	done := func() {
+		g.ops[0].large = nil // no errand any more
+		g.finish()
+	}
+	if !s.larges.room.TryAcquire(1) {
+		done()
+		return
+	}
+	run := func() {
+		defer s.larges.room.Release(1)
+		o, a := &g.ops[0], g.ops[0].announce
+		if at := o.elsewhere(); at >= 0 {
+			s.remove(o.hash, at, a.Peer)
+			if a.Event == swarm.Stopped {
+				s.remove(o.hash, o.partition, a.Peer) // the mover may have brought it there meanwhile
+			}
+		}
+		if a.Event == swarm.Completed {
+			cmds, added := s.remember(a, g.now)
+			expire := s.expire(expiring{hash: o.hash, kind: kindCompleted})
+			s.sendAll([]routed{{o.hash, 0, cmds[0]}, {o.hash, 0, cmds[1]}, {o.hash, 0, expire}}, true)
+			if added.Err() == nil && added.Val() > 0 {
+				cmds := s.countDownload(o.hash)
+				s.sendAll([]routed{{o.hash, 0, cmds[0]}, {o.hash, 0, cmds[1]}}, true)
+				o.view.Downloaded()
+			}
+		}
+		done()
+	}
+	if !s.goes(run) {
+		s.larges.room.Release(1)
+		done()
+	}
+}
+
+// remove a peer from a partition.
+func (s *Store) remove(hash swarm.InfoHash, partition int, peer netip.AddrPort) {
+	cmd := redis.NewIntCmd(s.ctx, "zrem", peersKey(hash, partition), swarm.AppendCompact(nil, peer))
+	s.sendAll([]routed{{hash, partition, cmd}}, true)
+}

@@ -1,0 +1,113 @@
+package swarmstore
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// peers are those of one set of a swarm, as they are read: the stale left out.
+type peers struct {
+	ttl time.Duration
+
+	compact [2][swarm.Classes][]byte // by address family and class
+	held    int                      // members of the reply
+	stale   bool                     // some are too old
+	layout  layout
+	marked  bool // layout was there
+}
+
+// families are the sizes of compact peers.
+var families = [2]int{swarm.Size4, swarm.Size6}
+
+// read the reply to a ZRANGE or ZRANDMEMBER with scores. stray, which may be nil, is asked of each peer whether
+// it is to be left out.
+func (p *peers) read(cmd *redis.RawCmd, now time.Time, stray func(compact []byte, score int64) bool) error {
+	for f := range p.compact {
+		for class := range p.compact[f] {
+			p.compact[f][class] = p.compact[f][class][:0]
+		}
+	}
+	p.held, p.stale, p.marked, p.layout = 0, false, false, layout{}
+	if err := cmdError(cmd); err != nil {
+		return err
+	}
+	return parsePeers(cmd.Val(), func(member []byte, score int64) {
+		if l, ok := layoutOf(score); ok && string(member) == layoutMember {
+			p.layout, p.marked = l, true
+			return
+		}
+		p.held++
+		class, ok := classOf(score)
+		if !ok || len(member) != swarm.Size4 && len(member) != swarm.Size6 {
+			return
+		}
+		if score > oldest(class, now, p.ttl) {
+			p.stale = true
+			return
+		}
+		if stray != nil && stray(member, score) {
+			return
+		}
+		f := 0
+		if len(member) == swarm.Size6 {
+			f = 1
+		}
+		p.compact[f][class] = append(p.compact[f][class], member...)
+	})
+}
+
+// readPartition likewise, and appends to strays the peers that belong elsewhere.
+func (p *peers) readPartition(cmd *redis.RawCmd, now time.Time, l layout, partition int, strays []stray) ([]stray, error) {
+	err := p.read(cmd, now, func(compact []byte, score int64) bool {
+		if l.place(compact) == partition {
+			return false
+		}
+		class, _ := classOf(score)
+		strays = append(strays, stray{partition: partition, peer: bytes.Clone(compact), class: class, score: score})
+		return true
+	})
+	return strays, err
+}
+
+// part copies the peers.
+func (p *peers) part() (part swarm.Part) {
+	for f := range p.compact {
+		n := 0
+		for _, list := range p.compact[f] {
+			n += len(list)
+		}
+		if n == 0 {
+			continue
+		}
+		all := make([]byte, 0, n)
+		for class, list := range p.compact[f] {
+			from := len(all)
+			all = append(all, list...)
+			part.Peers[f][class] = all[from:len(all):len(all)]
+		}
+	}
+	return part
+}
+
+// count the peers by class.
+func count(part *swarm.Part) (n [swarm.Classes]int) {
+	n = part.More
+	for f, size := range families {
+		for class, list := range part.Peers[f] {
+			n[class] += len(list) / size
+		}
+	}
+	return n
+}
+
+// trim are the commands that remove the stale peers of a set.
+func (s *Store) trim(key []byte, now time.Time) (cmds [swarm.Classes]redis.Cmder) {
+	for class := range swarm.Class(swarm.Classes) {
+		cmds[class] = redis.NewIntCmd(s.ctx, "zremrangebyscore", key, oldest(class, now, s.opt.PeerTTL)+1, classStart(class+1)-1)
+	}
+	return cmds
+}

@@ -1,0 +1,172 @@
+package swarmstore
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+const (
+	// maxRedirects bounds how often one pipeline follows moving slots.
+	maxRedirects = 3
+
+	// replicaTimeout bounds the wait for replicas, below the read timeout.
+	replicaTimeout = readTimeout / 2
+)
+
+// send runs commands as one pipeline; short says that its writes, if it has some, are on
+// too few replicas. What a node sends elsewhere, as it does while slots move, is sent
+// there. An error means that the node did not answer; what a single command failed
+// with stands in it.
+func (s *Store) send(client *redis.Client, cmds []redis.Cmder, writes bool) (short bool, err error) {
+	short, err = s.pipeline(client, cmds, writes, false)
+	if err != nil {
+		return short, err
+	}
+	for range maxRedirects {
+		type target struct {
+			addr string
+			ask  bool
+		}
+		var elsewhere map[target][]redis.Cmder
+		for _, cmd := range cmds {
+			if addr, ask, ok := redirection(cmd); ok {
+				if elsewhere == nil {
+					elsewhere = map[target][]redis.Cmder{}
+				}
+				to := target{addr, ask}
+				elsewhere[to] = append(elsewhere[to], cmd)
+			}
+		}
+		if len(elsewhere) == 0 {
+			break
+		}
+		s.rerouted()
+		for to, cmds := range elsewhere {
+			// That another node does not answer is no fault of this one's.
+			few, err := s.pipeline(s.redirected(to.addr), cmds, writes, to.ask)
+			short = short || few
+			if err != nil {
+				for _, cmd := range cmds {
+					cmd.SetErr(err)
+				}
+				s.trouble(to.addr, err)
+			}
+		}
+	}
+	return short, nil
+}
+
+func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask bool) (short bool, err error) {
+	ctx := s.ctx
+	pipe := client.Pipeline()
+	for _, cmd := range cmds {
+		cmd.SetErr(nil)
+		if ask {
+			_ = pipe.Process(ctx, redis.NewStatusCmd(ctx, "asking"))
+		}
+		_ = pipe.Process(ctx, cmd)
+	}
+	want := s.opt.WaitReplicas
+	var acks *redis.IntCmd
+	if want > 0 && writes {
+		acks = redis.NewIntCmd(ctx, "wait", want, replicaTimeout.Milliseconds())
+		_ = pipe.Process(ctx, acks)
+	}
+	_, err = pipe.Exec(ctx)
+	var reply redis.Error
+	if err != nil && !errors.As(err, &reply) {
+		return false, err
+	}
+	return acks != nil && int(acks.Val()) < want, nil
+}
+
+// redirection tells where a command was sent on to, by "MOVED slot addr", or for
+// this once "ASK slot addr".
+func redirection(cmd redis.Cmder) (addr string, ask, ok bool) {
+	err := cmdError(cmd)
+	var reply redis.Error
+	if err == nil || !errors.As(err, &reply) {
+		return "", false, false
+	}
+	words := strings.Fields(reply.Error())
+	if len(words) != 3 || words[0] != "MOVED" && words[0] != "ASK" {
+		return "", false, false
+	}
+	return words[2], words[0] == "ASK", true
+}
+
+// cmdError is what a command failed with.
+func cmdError(cmd redis.Cmder) error {
+	if raw, is := cmd.(*redis.RawCmd); is && cmd.Err() == nil {
+		return replyError(raw.Val())
+	}
+	return cmd.Err()
+}
+
+// routed is a command with the partition of a swarm that it goes to.
+type routed struct {
+	hash      swarm.InfoHash
+	partition int
+	cmd       redis.Cmder
+}
+
+// sendAll runs commands wherever their keys are, all nodes at once. What commands fail
+// with stands in them; short says that writes are on too few replicas.
+func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
+	type part struct {
+		node *node
+		cmds []redis.Cmder
+	}
+	var parts []*part
+	for _, r := range cmds {
+		n := s.nodeOf(r.hash, r.partition)
+		if n == nil || n.isSpared() {
+			r.cmd.SetErr(swarm.ErrUnavailable)
+			continue
+		}
+		var p *part
+		for _, known := range parts {
+			if known.node == n {
+				p = known
+			}
+		}
+		if p == nil {
+			p = &part{node: n}
+			parts = append(parts, p)
+		}
+		p.cmds = append(p.cmds, r.cmd)
+	}
+	few := make([]bool, len(parts))
+	var wg sync.WaitGroup
+	for i, p := range parts {
+		run := func() {
+			var err error
+			if few[i], err = s.send(p.node.client.Load(), p.cmds, writes); err != nil {
+				for _, cmd := range p.cmds {
+					cmd.SetErr(err)
+				}
+				s.trouble(p.node.addr, err)
+				p.node.spare()
+			}
+		}
+		if i == len(parts)-1 {
+			run()
+		} else {
+			wg.Go(run)
+		}
+	}
+	wg.Wait()
+	for _, f := range few {
+		short = short || f
+	}
+	return short
+}
+
+func (n *node) isSpared() bool { return time.Now().UnixNano() < n.spared.Load() }
+func (n *node) spare()         { n.spared.Store(time.Now().Add(cooldown).UnixNano()) }
