@@ -13,10 +13,10 @@ func even(torrents, each int) work {
 	return work{"udp", []string{"--torrents", strconv.Itoa(torrents), "--each", "--peers", strconv.Itoa(torrents * each)}}
 }
 
-// growth prints what an announce costs in swarms of some sizes. Lone peers are a thousand, in swarms of their
-// own: all addresses then announce at every size, and views are read seldom.
+// growth prints what an announce costs in swarms of some sizes, with as many peers at every size: each then announces as
+// often, and changes as much in Redis.
 func (b *bench) growth() error {
-	return b.sizes("growth", setup{}, []shape{{1000, 1}, {1, 1000}, {1, 10_000}, {1, 100_000}, {1, 500_000}})
+	return b.sizes("growth", setup{}, []shape{{500_000, 1}, {500, 1000}, {50, 10_000}, {5, 100_000}, {1, 500_000}})
 }
 
 // embedded prints the same of the store in the process, with as many peers at every size, and its announces a second on the usual work.

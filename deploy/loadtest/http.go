@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -24,6 +26,7 @@ type httpClient struct {
 type httpWorker struct {
 	h      *httpClient
 	random *rand.Rand
+	closes bool // the server does after each answer, without saying so
 	conn   net.Conn
 	r      *bufio.Reader
 	out    []byte
@@ -46,12 +49,18 @@ func (h *httpClient) close() {
 
 func (h *httpClient) fill(ctx context.Context, s *stats) error {
 	each := h.c.Work.each(h.address)
-	h.together(func(n int, w *httpWorker) {
-		for ; n < each && ctx.Err() == nil && s.unanswered() == 0; n += h.c.Window {
-			w.announce(s, h.c.Work.peer(h.address+n*h.c.Work.Addresses), "started", time.Now())
+	errs := make([]error, len(h.workers))
+	h.together(func(first int, w *httpWorker) {
+		for n, tries := first, 0; n < each && ctx.Err() == nil; {
+			if w.announce(s, h.c.Work.peer(h.address+n*h.c.Work.Addresses), "started", time.Now()) {
+				n, tries = n+h.c.Window, 0
+			} else if tries++; tries == fillTries {
+				errs[first] = errNoAnswer
+				return
+			}
 		}
 	})
-	return nil
+	return errors.Join(errs...)
 }
 
 func (h *httpClient) work(ctx context.Context, s *stats) error {
@@ -96,14 +105,15 @@ func (w *httpWorker) close() {
 	}
 }
 
-// announce a peer, and note what became of it. Nothing is tried twice.
-func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) {
-	if w.conn == nil {
+// announce a peer, note what became of it and tell whether there was an answer, be it a refusal.
+func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) (answered bool) {
+	kept := w.conn != nil
+	if !kept {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: w.h.c.Work.address(w.h.address)}, Timeout: lostAfter}
 		conn, err := d.Dial("tcp", w.h.c.Target)
 		if err != nil {
 			s.lost.Add(1)
-			return
+			return false
 		}
 		w.conn = conn
 		if w.r == nil {
@@ -131,7 +141,10 @@ func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) {
 	if err == nil {
 		keep, err = w.response()
 	}
-	if err != nil || w.h.c.Close || !keep {
+	if err != nil && kept && !errors.Is(err, os.ErrDeadlineExceeded) {
+		w.closes = true // as opentracker does; the announce is lost, later ones have a connection each
+	}
+	if err != nil || w.h.c.Close || !keep || w.closes {
 		w.close()
 	}
 	key := []byte("5:peers")
@@ -149,6 +162,7 @@ func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) {
 		n, _ := strconv.Atoi(string(size))
 		s.answered(time.Since(due), n/w.h.c.Work.peerSize())
 	}
+	return err == nil
 }
 
 // response reads one into w.body, and tells whether the connection is kept.

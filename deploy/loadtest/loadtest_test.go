@@ -213,6 +213,34 @@ func TestStallsAreNotLeftOut(t *testing.T) {
 	}
 }
 
+// opentracker closes connections after an answer in HTTP/1.1 that does not say so.
+func TestServerThatClosesSilently(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1024))
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nd5:peers0:e")
+			_ = conn.Close()
+		}
+	}()
+	c, err := parse([]string{"--target", "http://" + l.Addr().String(), "--torrents", "1", "--peers", "100", "--addresses", "2", "--window", "2",
+		"--warmup", "0s", "--duration", "200ms", "--quiet"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := run(t.Context(), c); err != nil || r.Answers < 20 || r.Lost > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestFillSaysWhatIsRefused(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "d14:failure reason4:fulle")

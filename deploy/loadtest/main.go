@@ -169,8 +169,8 @@ func run(ctx context.Context, c *Config) (*Result, error) {
 		if err := phase(ctx, c, clients, func(cl client, ctx context.Context, s *stats) error { return cl.fill(ctx, s) }, s, 0); err != nil {
 			return nil, err
 		}
-		if s.unanswered() > 0 {
-			return nil, fmt.Errorf("after %d of %d first announces %d failed and %d got no answer", s.answers.Load(), c.Work.Peers, s.failed.Load(), s.lost.Load())
+		if failed := s.failed.Load(); failed > 0 {
+			return nil, fmt.Errorf("of the first announces of %d peers %d failed", c.Work.Peers, failed)
 		}
 	}
 	work := func(cl client, ctx context.Context, s *stats) error { return cl.work(ctx, s) }

@@ -30,9 +30,6 @@ func (s *stats) answered(took time.Duration, peers int) {
 	s.buckets[min(int(n), bucketCount-1)].Add(1)
 }
 
-// unanswered is how many announces were not answered as they should be.
-func (s *stats) unanswered() int64 { return s.failed.Load() + s.lost.Load() }
-
 // percentile is the latency that a share of the answers stayed below.
 func (s *stats) percentile(share float64) time.Duration {
 	want := int64(math.Ceil(share * float64(s.answers.Load())))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -17,13 +18,18 @@ import (
 
 // client is the peers of one address.
 type client interface {
-	fill(ctx context.Context, s *stats) error // announces each peer once, until one is not answered
+	fill(ctx context.Context, s *stats) error // announces each peer once
 	work(ctx context.Context, s *stats) error // announces random ones until ctx's deadline
 	close()
 }
 
 // lostAfter is when an announce without an answer counts as lost.
 const lostAfter = 2 * time.Second
+
+// fillTries are how often a peer's first announce is made until it is answered; work tries nothing twice.
+const fillTries = 5
+
+var errNoAnswer = fmt.Errorf("no answer to the first announce of a peer, %d times", fillTries)
 
 // slots of announces under way at a fixed rate; an older one still without an answer is lost.
 const slots = 1 << 14
@@ -118,56 +124,59 @@ func (u *udpClient) receive(s *stats, deadline time.Time) (known bool, err error
 }
 
 func (u *udpClient) fill(ctx context.Context, s *stats) error {
-	n := 0
-	return u.loop(ctx, s, func() (peer, bool) {
-		if n >= u.c.Work.each(u.address) || s.unanswered() > 0 {
-			return peer{}, false
+	each, tries := u.c.Work.each(u.address), 0
+	for n := 0; n < each && ctx.Err() == nil; {
+		window := min(u.c.Window, each-n)
+		lost, err := u.round(s, window, swarm.Started, func(k int) peer { return u.c.Work.peer(u.address + (n+k)*u.c.Work.Addresses) })
+		switch {
+		case err != nil:
+			return err
+		case lost == 0:
+			n, tries = n+window, 0
+		default: // said again, as clients do
+			if tries++; tries == fillTries {
+				return errNoAnswer
+			}
 		}
-		n++
-		return u.c.Work.peer(u.address + (n-1)*u.c.Work.Addresses), true
-	}, swarm.Started)
+	}
+	return nil
 }
 
 func (u *udpClient) work(ctx context.Context, s *stats) error {
 	if u.c.Rate > 0 {
 		return u.pace(ctx, s)
 	}
-	return u.loop(ctx, s, func() (peer, bool) { return u.c.Work.random(u.random, u.address), true }, swarm.None)
-}
-
-// loop keeps a window of announces under way until next has no more or ctx ends.
-func (u *udpClient) loop(ctx context.Context, s *stats, next func() (peer, bool), event swarm.Event) error {
 	for ctx.Err() == nil {
-		// Sent together, so that a round costs the sender as little as it can.
-		sent := 0
-		for ; sent < u.c.Window; sent++ {
-			p, ok := next()
-			if !ok {
-				break
-			}
-			if err := u.send(p, event, time.Now().UnixNano()); err != nil {
-				return err
-			}
-		}
-		if sent == 0 {
-			return nil
-		}
-		deadline := time.Now().Add(lostAfter)
-		for got := 0; got < sent; {
-			known, err := u.receive(s, deadline)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				s.lost.Add(u.forget())
-				break
-			}
-			if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-				return err
-			}
-			if known {
-				got++
-			}
+		if _, err := u.round(s, u.c.Window, swarm.None, func(int) peer { return u.c.Work.random(u.random, u.address) }); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// round sends some announces together, so that it costs the sender as little as it can, and awaits their answers.
+func (u *udpClient) round(s *stats, announces int, event swarm.Event, next func(n int) peer) (lost int64, err error) {
+	for n := range announces {
+		if err := u.send(next(n), event, time.Now().UnixNano()); err != nil {
+			return 0, err
+		}
+	}
+	deadline := time.Now().Add(lostAfter)
+	for got := 0; got < announces; {
+		known, err := u.receive(s, deadline)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			lost = u.forget()
+			s.lost.Add(lost)
+			return lost, nil
+		}
+		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			return 0, err
+		}
+		if known {
+			got++
+		}
+	}
+	return 0, nil
 }
 
 // forget what is under way, and tell how many it is.
