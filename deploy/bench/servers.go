@@ -215,7 +215,7 @@ func (s setup) startRedis(b *bench, pids map[string]int) (string, error) {
 
 // opentracker as Debian has it serves the torrents of a list only.
 var opentracker = side{"opentracker", func(b *bench, w work) (map[string]int, string, error) {
-	hashes, err := exec.CommandContext(b.ctx, filepath.Join(b.dir, "loadtest"), append([]string{"--hashes"}, w.load...)...).Output()
+	hashes, err := exec.CommandContext(b.ctx, filepath.Join(b.dir, "loadtest"), append([]string{"--hashes", "--target", w.scheme + "://" + addrTracker}, w.load...)...).Output()
 	if err != nil {
 		return nil, "", err
 	}
