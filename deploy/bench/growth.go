@@ -96,20 +96,23 @@ func (b *bench) hot() error {
 	return nil
 }
 
-// gateways prints what an announce costs with some of them on one port.
+// gateways prints what an announce costs with some of them on one port: with as many announces under way in all, and
+// with as many for each gateway, which then finds as many at a time.
 func (b *bench) gateways() error {
-	counts := []int{1, 2, 4}
+	cases := []struct{ gateways, window int }{{1, 4}, {2, 4}, {4, 4}, {2, 8}, {4, 16}}
 	var attempts []attempt
-	for _, n := range counts {
-		attempts = append(attempts, attempt{udpZipf, side{fmt.Sprintf("%d gateways", n), setup{masters: 3, gateways: n}.start}})
+	for _, c := range cases {
+		w := udpZipf
+		w.load = append([]string{"--window", strconv.Itoa(c.window)}, zipf...)
+		attempts = append(attempts, attempt{w, side{fmt.Sprintf("%d gateways, window %d", c.gateways, c.window), setup{masters: 3, gateways: c.gateways}.start}})
 	}
 	results, err := b.turns("gateways", attempts...)
 	if err != nil {
 		return err
 	}
-	b.heading(b.medians()+", UDP Zipf, three masters", "gateways", "CPU, µs", "of which gateways", "to one gateway", "answers a second")
+	b.heading(b.medians()+", UDP Zipf, three masters", "gateways", "announces under way", "CPU, µs", "of which gateways", "to one gateway", "answers a second")
 	for n, r := range results {
-		fmt.Fprintf(b.out, "| %d | %.1f | %.1f | **%.2f** | %.0f |\n", counts[n], of(r, (*result).cpu), of(r, (*result).gateways),
+		fmt.Fprintf(b.out, "| %d | %d | %.1f | %.1f | **%.2f** | %.0f |\n", cases[n].gateways, 64*cases[n].window, of(r, (*result).cpu), of(r, (*result).gateways),
 			of(r, (*result).cpu)/of(results[0], (*result).cpu), of(r, (*result).rate))
 	}
 	return nil
