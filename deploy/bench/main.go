@@ -3,8 +3,8 @@
 // Command bench compares what an announce costs Swarmgate, Redis included, with what it costs opentracker, in
 // CPU time, side by side on this machine and on the same work, and prints tables for the README.
 //
-//	go run ./deploy/bench                # all of it, about half an hour
-//	go run ./deploy/bench --only zipf    # one row
+//	go run ./deploy/bench                # all of it, about an hour
+//	go run ./deploy/bench --only zipf    # one row; a table likewise
 //
 // It needs Linux, redis-server, redis-cli, opentracker and ip (Debian: apt-get install redis-server opentracker iproute2), and
 // root. Servers are started anew for every run, in turns, in a network namespace of the bench's own: the
@@ -24,7 +24,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,43 +31,29 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// row is a kind of work, done by two sides.
-type row struct {
-	name, key string
-	scheme    string
-	load      []string // flags of loadtest
-	ours      side
-	peer      side
-}
-
-// side is what a run measures.
-type side struct {
-	name  string
-	start func(b *bench, r row) (pids map[string]int, port int, err error)
-}
-
-// bench runs rows; what it started last it stops before the next run.
+// bench measures; what it started last it stops before the next run.
 type bench struct {
-	ctx      context.Context
-	dir      string // with the programs
-	duration time.Duration
-	running  []*exec.Cmd
-	out      io.Writer
+	ctx       context.Context
+	dir       string // with the programs
+	rounds    int
+	duration  time.Duration
+	out       io.Writer
+	running   []*exec.Cmd
+	container string   // that runs, by name
+	namespace []string // command that enters the container's network; none without one
 }
 
-var zipf = []string{"--torrents", "10000", "--zipf", "1.1", "--peers", "128000"}
-
-var rows = []row{
-	{"UDP, 10,000 torrents Zipf 1.1, 128,000 peers", "zipf", "udp", zipf, gatewayOn("Swarmgate", 1), opentracker},
-	{"UDP, 500,000 torrents uniform, 640,000 peers", "uniform", "udp",
-		[]string{"--torrents", "500000", "--zipf", "0", "--peers", "640000"}, gatewayOn("Swarmgate", 1), opentracker},
-	{"UDP, one swarm of 500,000 peers", "one", "udp",
-		[]string{"--torrents", "1", "--peers", "500000"}, gatewayOn("Swarmgate", 1), opentracker},
-	{"HTTP keep-alive, Zipf (opentracker closes)", "http", "http", zipf, gatewayOn("Swarmgate", 1), opentracker},
-	{"HTTP, a connection each, Zipf", "close", "http", append([]string{"--close"}, zipf...), gatewayOn("Swarmgate", 1), opentracker},
-	{"UDP Zipf, three masters against one Redis", "cluster", "udp", zipf, gatewayOn("three masters", 3), gatewayOn("one Redis", 1)},
-	{"UDP Zipf, repeats absorbed", "absorbed", "udp", zipf, gatewayOn("Swarmgate", 1, "--repeat-window", "2m"), opentracker},
-	{"HTTP keep-alive Zipf, repeats absorbed", "absorbed-http", "http", zipf, gatewayOn("Swarmgate", 1, "--repeat-window", "2m"), opentracker},
+// groups are what --only picks, besides single rows.
+var groups = []struct {
+	key string
+	run func(b *bench) error
+}{
+	{"memory", (*bench).memory},
+	{"growth", (*bench).growth},
+	{"hot", (*bench).hot},
+	{"gateways", (*bench).gateways},
+	{"latency", (*bench).latency},
+	{"embedded", (*bench).embedded},
 }
 
 func main() {
@@ -81,36 +66,79 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
+	var keys []string
+	for _, t := range tables {
+		keys = append(keys, t.key)
+		for _, r := range t.rows {
+			keys = append(keys, r.key)
+		}
+	}
+	for _, g := range groups {
+		keys = append(keys, g.key)
+	}
 	fs := pflag.NewFlagSet("bench", pflag.ContinueOnError)
 	rounds := fs.Int("rounds", 3, "`N` runs of each side, in turns")
 	duration := fs.Duration("duration", 10*time.Second, "what of each run is measured")
-	only := fs.StringSlice("only", nil, "`NAMES` of rows: zipf, uniform, one, http, close, cluster, absorbed, absorbed-http, memory; all by default")
+	only := fs.StringSlice("only", nil, "`NAMES` of tables and rows: "+strings.Join(keys, ", ")+"; all by default")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	switch {
+	case len(fs.Args()) > 0:
+		return fmt.Errorf("unknown argument %q", fs.Arg(0))
+	case *rounds < 1:
+		return fmt.Errorf("--rounds: %d is below 1", *rounds)
+	case *duration <= 0:
+		return fmt.Errorf("--duration: %v is not above 0", *duration)
+	}
+	for _, key := range *only {
+		if !slices.Contains(keys, key) {
+			return fmt.Errorf("--only: %q is none of %s", key, strings.Join(keys, ", "))
+		}
 	}
 	dir := os.Getenv(builtIn)
 	if dir == "" {
 		return inNamespace(ctx, args)
 	}
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		return fmt.Errorf("ip: %w: %s", err, out)
-	}
-	b := &bench{ctx: ctx, dir: dir, duration: *duration, out: os.Stdout}
+	b := &bench{ctx: ctx, dir: dir, rounds: *rounds, duration: *duration, out: os.Stdout}
 	defer b.stop()
+	if err := b.ip("link", "set", "lo", "up"); err != nil {
+		return err
+	}
 	wanted := func(key string) bool { return len(*only) == 0 || slices.Contains(*only, key) }
-
-	fmt.Fprintf(b.out, "%s, %d cores, %s; median of %d runs, least and most in brackets\n\n", time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), *rounds)
-	fmt.Fprintln(b.out, "| work | ratio | ours, µs | of which gateway | the other, µs | peers an answer, ours / other | answers a second, ours / other |")
-	fmt.Fprintln(b.out, "|---|---|---|---|---|---|---|")
-	for _, r := range rows {
-		if wanted(r.key) {
-			if err := b.compare(r, *rounds); err != nil {
-				return fmt.Errorf("%s: %w", r.key, err)
+	for _, t := range tables {
+		var rows []row
+		for _, r := range t.rows {
+			if wanted(t.key) || wanted(r.key) {
+				rows = append(rows, r)
+			}
+		}
+		if err := b.table(rows); err != nil {
+			return err
+		}
+	}
+	for _, g := range groups {
+		if wanted(g.key) {
+			if err := g.run(b); err != nil {
+				return fmt.Errorf("%s: %w", g.key, err)
 			}
 		}
 	}
-	if wanted("memory") {
-		return b.memory()
+	return nil
+}
+
+// heading of a table: where and how it was measured, and its columns.
+func (b *bench) heading(how string, columns ...string) {
+	fmt.Fprintf(b.out, "\n%s, %d cores, %s; %s\n\n| %s |\n|%s\n", time.Now().Format(time.DateOnly), runtime.NumCPU(), runtime.Version(), how,
+		strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
+}
+
+// medians are what a heading says of figures that are.
+func (b *bench) medians() string { return fmt.Sprintf("median of %d runs", b.rounds) }
+
+func (b *bench) ip(args ...string) error {
+	if out, err := exec.CommandContext(b.ctx, "ip", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("ip: %w: %s", err, out)
 	}
 	return nil
 }
@@ -156,43 +184,31 @@ type result struct {
 	PerSecond, Peers      float64
 	CPU                   map[string]float64
 	CPUTotal              float64
+	P50, P99, P999        time.Duration
 }
 
-func (b *bench) compare(r row, rounds int) error {
-	var ours, others []*result
-	var ratios []float64
-	for n := range rounds {
-		sides := []side{r.ours, r.peer}
-		if n%2 == 1 {
-			slices.Reverse(sides)
+// gateways' part of the CPU time.
+func (r *result) gateways() float64 {
+	sum := 0.0
+	for name, cpu := range r.CPU {
+		if strings.HasPrefix(name, "gateway") {
+			sum += cpu
 		}
-		got := map[string]*result{}
-		for _, s := range sides {
-			res, err := b.measure(r, s)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			got[s.name] = res
-			fmt.Fprintf(os.Stderr, "%s, %s: %.2f µs %v, %.0f/s, %.1f peers, %d failed, %d lost\n", r.key, s.name, res.CPUTotal, res.CPU, res.PerSecond, res.Peers, res.Failed, res.Lost)
-		}
-		ours, others = append(ours, got[r.ours.name]), append(others, got[r.peer.name])
-		ratios = append(ratios, got[r.ours.name].CPUTotal/got[r.peer.name].CPUTotal)
 	}
-	of := func(results []*result, value func(*result) float64) float64 {
-		var values []float64
-		for _, r := range results {
-			values = append(values, value(r))
-		}
-		return median(values)
+	return sum
+}
+
+func (r *result) cpu() float64   { return r.CPUTotal }
+func (r *result) peers() float64 { return r.Peers }
+func (r *result) rate() float64  { return r.PerSecond }
+
+// of results, the median of a value.
+func of(results []*result, value func(*result) float64) float64 {
+	var values []float64
+	for _, r := range results {
+		values = append(values, value(r))
 	}
-	cpu := func(r *result) float64 { return r.CPUTotal }
-	gateway := func(r *result) float64 { return r.CPU["gateway"] }
-	peers := func(r *result) float64 { return r.Peers }
-	rate := func(r *result) float64 { return r.PerSecond }
-	fmt.Fprintf(b.out, "| %s | **%.2f** (%.2f to %.2f) | %.1f | %.1f | %.1f | %.1f / %.1f | %.0f / %.0f |\n", r.name,
-		median(ratios), slices.Min(ratios), slices.Max(ratios), of(ours, cpu), of(ours, gateway), of(others, cpu),
-		of(ours, peers), of(others, peers), of(ours, rate), of(others, rate))
-	return nil
+	return median(values)
 }
 
 func median(values []float64) float64 {
@@ -201,22 +217,58 @@ func median(values []float64) float64 {
 	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
+// attempt is work on servers.
+type attempt struct {
+	work
+	side
+}
+
+// turns measures attempts one after the other, as often as there are rounds, every other time backwards, and
+// tells the results of each. What they share a slow moment with is each other.
+func (b *bench) turns(key string, attempts ...attempt) ([][]*result, error) {
+	results := make([][]*result, len(attempts))
+	for round := range b.rounds {
+		for n := range attempts {
+			if round%2 == 1 {
+				n = len(attempts) - 1 - n
+			}
+			a := attempts[n]
+			res, err := b.measure(a)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", a.name, err)
+			}
+			b.note("%s, %s: %.2f µs %v, %.0f/s, %.1f peers, %d failed, %d lost", key, a.name, res.CPUTotal, res.CPU, res.PerSecond, res.Peers, res.Failed, res.Lost)
+			results[n] = append(results[n], res)
+		}
+	}
+	return results, nil
+}
+
+// note tells how it goes.
+func (b *bench) note(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
 // measure starts a side anew and loads it.
-func (b *bench) measure(r row, s side) (*result, error) {
+func (b *bench) measure(a attempt) (*result, error) {
 	defer b.stop()
-	pids, port, err := s.start(b, r)
+	pids, addr, err := a.start(b, a.work)
 	if err != nil {
 		return nil, err
 	}
-	return b.load(r, pids, port, b.duration)
+	res, err := b.load(a.work, pids, addr, b.duration)
+	if err == nil && res.Failed+res.Lost > res.Answers/100 {
+		err = fmt.Errorf("%d announces failed and %d were lost, of %d: no measure of what an answer costs", res.Failed, res.Lost, res.Answers)
+	}
+	return res, err
 }
 
-func (b *bench) load(r row, pids map[string]int, port int, duration time.Duration) (*result, error) {
-	args := append([]string{"--json", "--quiet", "--target", fmt.Sprintf("%s://127.0.0.1:%d", r.scheme, port), "--duration", duration.String()}, r.load...)
+// load announces to a tracker, and tells what that took of some processes.
+func (b *bench) load(w work, pids map[string]int, addr string, duration time.Duration, flags ...string) (*result, error) {
+	args := append([]string{"--json", "--quiet", "--target", w.scheme + "://" + addr, "--duration", duration.String()}, w.load...)
+	args = append(args, flags...)
 	for name, pid := range pids {
 		args = append(args, "--pid", fmt.Sprintf("%s=%d", name, pid))
 	}
-	cmd := exec.CommandContext(b.ctx, filepath.Join(b.dir, "loadtest"), args...)
+	cmd := b.command(filepath.Join(b.dir, "loadtest"), args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -225,26 +277,6 @@ func (b *bench) load(r row, pids map[string]int, port int, duration time.Duratio
 	}
 	res := &result{}
 	return res, json.Unmarshal(out, res)
-}
-
-// spawn starts a server.
-func (b *bench) spawn(program string, args ...string) (int, error) {
-	cmd := exec.Command(program, args...)
-	cmd.Dir = b.dir
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	b.running = append(b.running, cmd)
-	return cmd.Process.Pid, nil
-}
-
-// stop ends all servers.
-func (b *bench) stop() {
-	for _, cmd := range b.running {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	b.running = nil
 }
 
 // await tries until it succeeds, for ten seconds at most.
@@ -257,99 +289,3 @@ func (b *bench) await(try func() error) error {
 	}
 	return errors.Join(err, b.ctx.Err())
 }
-
-// Ports of the servers.
-const (
-	portTracker = 16969
-	portAdmin   = 16970
-	portRedis   = 16379
-)
-
-func (b *bench) cli(port int, args ...string) (string, error) {
-	out, err := exec.CommandContext(b.ctx, "redis-cli", append([]string{"-p", strconv.Itoa(port)}, args...)...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("redis-cli: %w: %s", err, out)
-	}
-	return string(out), nil
-}
-
-// gatewayOn is a gateway on one Redis, or on a cluster of so many masters, that absorbs no repeats unless told to.
-func gatewayOn(name string, masters int, flags ...string) side {
-	return side{name, func(b *bench, _ row) (map[string]int, int, error) {
-		pids := map[string]int{}
-		var urls []string
-		create := []string{"--cluster", "create", "--cluster-yes"}
-		for n := range masters {
-			port := portRedis + n
-			args := []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--loglevel", "warning"}
-			if masters > 1 {
-				args = append(args, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(port+100),
-					"--cluster-config-file", fmt.Sprintf("nodes-%d-%d.conf", port, time.Now().UnixNano()))
-			}
-			pid, err := b.spawn("redis-server", args...)
-			if err != nil {
-				return nil, 0, err
-			}
-			pids[fmt.Sprintf("redis%d", n)] = pid
-			urls = append(urls, fmt.Sprintf("redis://127.0.0.1:%d", port))
-			create = append(create, fmt.Sprintf("127.0.0.1:%d", port))
-			if err := b.await(func() error { _, err := b.cli(port, "ping"); return err }); err != nil {
-				return nil, 0, err
-			}
-		}
-		if masters > 1 {
-			if _, err := b.cli(portRedis, create...); err != nil {
-				return nil, 0, err
-			}
-			for n := range masters {
-				if err := b.await(func() error {
-					info, err := b.cli(portRedis+n, "cluster", "info")
-					if err == nil && !strings.Contains(info, "cluster_state:ok") {
-						err = errors.New("the cluster does not form")
-					}
-					return err
-				}); err != nil {
-					return nil, 0, err
-				}
-			}
-		}
-		tracker := fmt.Sprintf("127.0.0.1:%d", portTracker)
-		admin := fmt.Sprintf("127.0.0.1:%d", portAdmin)
-		args := append([]string{"--http", tracker, "--udp", tracker, "--admin", admin, "--redis", strings.Join(urls, ","),
-			"--repeat-window", "0", "--log-level", "error"}, flags...)
-		pid, err := b.spawn(filepath.Join(b.dir, "gateway"), args...)
-		if err != nil {
-			return nil, 0, err
-		}
-		pids["gateway"] = pid
-		return pids, portTracker, b.await(func() error {
-			return exec.CommandContext(b.ctx, filepath.Join(b.dir, "gateway"), "health", "--admin", admin).Run()
-		})
-	}}
-}
-
-// opentracker as Debian has it serves the torrents of a list only.
-var opentracker = side{"opentracker", func(b *bench, r row) (map[string]int, int, error) {
-	hashes, err := exec.CommandContext(b.ctx, filepath.Join(b.dir, "loadtest"), append([]string{"--hashes"}, r.load...)...).Output()
-	if err != nil {
-		return nil, 0, err
-	}
-	config := filepath.Join(b.dir, "opentracker.conf")
-	text := fmt.Sprintf("listen.tcp_udp 127.0.0.1:%d\naccess.whitelist /whitelist\ntracker.rootdir %s\ntracker.user nobody\n", portTracker, b.dir)
-	if err := errors.Join(os.WriteFile(filepath.Join(b.dir, "whitelist"), hashes, 0o644), os.WriteFile(config, []byte(text), 0o644)); err != nil {
-		return nil, 0, err
-	}
-	pid, err := b.spawn("opentracker", "-f", config)
-	if err != nil {
-		return nil, 0, err
-	}
-	// It tells nobody when it is ready: when it answers an announce.
-	probe := row{scheme: "udp", load: []string{"--torrents", "1", "--peers", "1", "--addresses", "1", "--warmup", "0s"}}
-	return map[string]int{"opentracker": pid}, portTracker, b.await(func() error {
-		res, err := b.load(probe, nil, portTracker, 20*time.Millisecond)
-		if err == nil && res.Answers == 0 {
-			err = errors.New("opentracker does not answer")
-		}
-		return err
-	})
-}}

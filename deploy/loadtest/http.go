@@ -9,77 +9,93 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
 )
 
-// httpClient has a connection for each announce under way, kept or made anew.
+// httpClient has a worker for each announce under way.
 type httpClient struct {
 	c       *Config
 	address int
+	workers []*httpWorker
 }
 
-func newHTTPClient(c *Config, address int) (*httpClient, error) { return &httpClient{c, address}, nil }
+// httpWorker has a connection, kept or made anew.
+type httpWorker struct {
+	h      *httpClient
+	random *rand.Rand
+	closes bool // the server does after each answer, without saying so
+	conn   net.Conn
+	r      *bufio.Reader
+	out    []byte
+	body   []byte
+}
+
+func newHTTPClient(c *Config, address int) (*httpClient, error) {
+	h := &httpClient{c: c, address: address}
+	for n := range c.Window {
+		h.workers = append(h.workers, &httpWorker{h: h, random: rand.New(rand.NewPCG(c.Work.Seed, uint64(address*c.Window+n)+1))})
+	}
+	return h, nil
+}
+
+func (h *httpClient) close() {
+	for _, w := range h.workers {
+		w.close()
+	}
+}
 
 func (h *httpClient) fill(ctx context.Context, s *stats) error {
 	each := h.c.Work.each(h.address)
-	return h.workers(func(w *httpWorker, n int) error {
-		for ; n < each && ctx.Err() == nil; n += h.c.Window {
-			if err := w.announce(s, h.c.Work.peer(h.address+n*h.c.Work.Addresses), "started", time.Now()); err != nil {
-				return err
+	errs := make([]error, len(h.workers))
+	h.together(func(first int, w *httpWorker) {
+		for n, tries := first, 0; n < each && ctx.Err() == nil; {
+			if w.announce(s, h.c.Work.peer(h.address+n*h.c.Work.Addresses), "started", time.Now()) {
+				n, tries = n+h.c.Window, 0
+			} else if tries++; tries == fillTries {
+				errs[first] = errNoAnswer
+				return
 			}
 		}
-		return nil
 	})
-}
-
-func (h *httpClient) work(ctx context.Context, s *stats) error {
-	every := time.Duration(0)
-	if h.c.Rate > 0 {
-		every = time.Second * time.Duration(h.c.Work.Addresses*h.c.Window) / time.Duration(h.c.Rate)
-	}
-	return h.workers(func(w *httpWorker, n int) error {
-		r := rand.New(rand.NewPCG(h.c.Work.Seed, uint64(h.address*h.c.Window+n)))
-		due := time.Now()
-		if every > 0 {
-			due = due.Add(time.Duration(r.Int64N(int64(every))))
-		}
-		for ctx.Err() == nil {
-			if every > 0 {
-				time.Sleep(time.Until(due))
-			} else {
-				due = time.Now()
-			}
-			if err := w.announce(s, h.c.Work.random(r, h.address), "", due); err != nil {
-				return err
-			}
-			due = due.Add(every)
-		}
-		return nil
-	})
-}
-
-func (h *httpClient) workers(do func(w *httpWorker, n int) error) error {
-	var group sync.WaitGroup
-	errs := make([]error, h.c.Window)
-	for n := range errs {
-		group.Go(func() {
-			w := &httpWorker{h: h}
-			defer w.close()
-			errs[n] = do(w, n)
-		})
-	}
-	group.Wait()
 	return errors.Join(errs...)
 }
 
-type httpWorker struct {
-	h    *httpClient
-	conn net.Conn
-	r    *bufio.Reader
-	out  []byte
-	body []byte
+func (h *httpClient) work(ctx context.Context, s *stats) error {
+	h.together(func(_ int, w *httpWorker) {
+		if h.c.Rate > 0 {
+			w.pace(ctx, s)
+			return
+		}
+		for ctx.Err() == nil {
+			w.announce(s, h.c.Work.random(w.random, h.address), "", time.Now())
+		}
+	})
+	return nil
+}
+
+func (h *httpClient) together(do func(n int, w *httpWorker)) {
+	var group sync.WaitGroup
+	for n, w := range h.workers {
+		group.Go(func() { do(n, w) })
+	}
+	group.Wait()
+}
+
+// pace announces at the worker's part of the rate. One that has to wait for the answer before it is late from when it was due.
+func (w *httpWorker) pace(ctx context.Context, s *stats) {
+	work := &w.h.c.Work
+	every := time.Second * time.Duration(work.Addresses*w.h.c.Window) / time.Duration(w.h.c.Rate)
+	end, _ := ctx.Deadline()
+	for due := time.Now().Add(time.Duration(w.random.Int64N(int64(every)))); due.Before(end); due = due.Add(every) {
+		if ctx.Err() != nil {
+			s.lost.Add(1) // due, but there was no time for it
+		} else if waitUntil(ctx, due) {
+			w.announce(s, work.random(w.random, w.h.address), "", due)
+		}
+	}
 }
 
 func (w *httpWorker) close() {
@@ -89,13 +105,15 @@ func (w *httpWorker) close() {
 	}
 }
 
-func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) error {
-	if w.conn == nil {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: addressOf(w.h.address)}, Timeout: lostAfter}
+// announce a peer, note what became of it and tell whether there was an answer, be it a refusal.
+func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) (answered bool) {
+	kept := w.conn != nil
+	if !kept {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: w.h.c.Work.address(w.h.address)}, Timeout: lostAfter}
 		conn, err := d.Dial("tcp", w.h.c.Target)
 		if err != nil {
 			s.lost.Add(1)
-			return nil
+			return false
 		}
 		w.conn = conn
 		if w.r == nil {
@@ -123,21 +141,28 @@ func (w *httpWorker) announce(s *stats, p peer, event string, due time.Time) err
 	if err == nil {
 		keep, err = w.response()
 	}
-	if err != nil || w.h.c.Close || !keep {
+	if err != nil && kept && !errors.Is(err, os.ErrDeadlineExceeded) {
+		w.closes = true // as opentracker does; the announce is lost, later ones have a connection each
+	}
+	if err != nil || w.h.c.Close || !keep || w.closes {
 		w.close()
 	}
-	at := bytes.Index(w.body, []byte("5:peers"))
+	key := []byte("5:peers")
+	if w.h.c.Work.IPv6 {
+		key = []byte("6:peers6")
+	}
+	_, peers, ok := bytes.Cut(w.body, key)
 	switch {
 	case err != nil:
 		s.lost.Add(1)
-	case at < 0:
+	case !ok:
 		s.failed.Add(1)
 	default:
-		peers, _, _ := bytes.Cut(w.body[at+len("5:peers"):], []byte(":"))
-		n, _ := strconv.Atoi(string(peers))
-		s.answered(time.Since(due), n/6)
+		size, _, _ := bytes.Cut(peers, []byte(":"))
+		n, _ := strconv.Atoi(string(size))
+		s.answered(time.Since(due), n/w.h.c.Work.peerSize())
 	}
-	return nil
+	return err == nil
 }
 
 // response reads one into w.body, and tells whether the connection is kept.

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -150,10 +152,116 @@ func TestZipfDrawsWhatItSays(t *testing.T) {
 	}
 }
 
+func TestSwarmsHaveSeedersAndLeechers(t *testing.T) {
+	w := Work{Torrents: 1000, Each: true, Peers: 100_000, Addresses: 64, SeederPercent: 30, Seed: 1}
+	w.draw()
+	seeders := map[swarm.InfoHash]int{}
+	all := 0
+	for n := range w.Peers {
+		if p := w.peer(n); p.seeder {
+			seeders[p.hash]++
+			all++
+		}
+	}
+	if all < 29_000 || all > 31_000 {
+		t.Errorf("%d of %d peers are seeders", all, w.Peers)
+	}
+	for n := range w.Torrents {
+		if got := seeders[hashOf(n)]; got < 10 || got > 50 {
+			t.Errorf("%d of the 100 peers of torrent %d are seeders", got, n)
+		}
+	}
+}
+
+func TestTargetDecidesTheFamily(t *testing.T) {
+	for target, want := range map[string]string{"udp://127.0.0.1:1": "127.1.2.1", "http://[::1]:1": "fd53::201"} {
+		c, err := parse([]string{"--target", target})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Work.address(250).String(); got != want {
+			t.Errorf("%s is announced to from %s, not %s", target, got, want)
+		}
+	}
+}
+
+// A tracker that stalls shows in the latencies of all that were due meanwhile, and what there was no time for is lost.
+func TestStallsAreNotLeftOut(t *testing.T) {
+	var stalled sync.Once
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		stalled.Do(func() { time.Sleep(500 * time.Millisecond) })
+		_, _ = io.WriteString(w, "d5:peers0:e")
+	}))
+	defer server.Close()
+	for _, test := range []struct {
+		duration string
+		lost     bool
+	}{{"900ms", false}, {"300ms", true}} {
+		stalled = sync.Once{}
+		c, err := parse([]string{"--target", server.URL, "--torrents", "1", "--peers", "1", "--addresses", "1", "--window", "1", "--rate", "100",
+			"--fill=false", "--warmup", "0s", "--duration", test.duration, "--quiet"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := run(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.P50 < 20*time.Millisecond || r.Failed != 0 || (r.Lost > 0) != test.lost || !test.lost && r.Answers < 80 {
+			t.Errorf("in %s: %+v", test.duration, r)
+		}
+	}
+}
+
+// opentracker closes connections after an answer in HTTP/1.1 that does not say so.
+func TestServerThatClosesSilently(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1024))
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nd5:peers0:e")
+			_ = conn.Close()
+		}
+	}()
+	c, err := parse([]string{"--target", "http://" + l.Addr().String(), "--torrents", "1", "--peers", "100", "--addresses", "2", "--window", "2",
+		"--warmup", "0s", "--duration", "200ms", "--quiet"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := run(t.Context(), c); err != nil || r.Answers < 20 || r.Lost > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestFillSaysWhatIsRefused(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "d14:failure reason4:fulle")
+	}))
+	defer server.Close()
+	c, err := parse([]string{"--target", server.URL, "--quiet"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t.Context(), c); err == nil || !strings.Contains(err.Error(), "failed") {
+		t.Errorf("a tracker that refuses is measured: %v", err)
+	}
+}
+
 func TestMistakesNameTheirFlag(t *testing.T) {
-	for _, args := range [][]string{{"--target", "ftp://x:1"}, {"--target", "udp://x"}, {"--peers", "1"}, {"--pid", "x"}, {"--window", "0"}} {
-		if _, err := parse(args); err == nil {
-			t.Errorf("%q is taken", args)
+	for _, args := range [][]string{
+		{"--target", "ftp://x:1"}, {"--target", "udp://x"}, {"--peers", "1"}, {"--peers", "5000000"}, {"--pid", "x"}, {"--window", "0"}, {"--torrents", "0"},
+		{"--addresses", "100000"}, {"--zipf", "-1"}, {"--numwant", "-1"}, {"--seeders", "101"}, {"--rate", "-1"}, {"--duration", "0"}, {"--close"},
+	} {
+		if _, err := parse(args); err == nil || !strings.Contains(err.Error(), args[0]) {
+			t.Errorf("%q: %v", args, err)
 		}
 	}
 }

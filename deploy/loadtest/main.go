@@ -5,7 +5,9 @@
 //
 // It first announces every peer once, then random ones, in a closed loop (each address has a number of
 // announces under way) or at a fixed rate. Peers have loopback addresses of their own: the target has to be
-// on this machine.
+// on this machine. An IPv6 target is announced to from addresses of fd53::/64, which root makes local by
+//
+//	ip -6 route add local fd53::/64 dev lo && sysctl -w net.ipv6.ip_nonlocal_bind=1
 package main
 
 import (
@@ -13,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/signal"
@@ -77,7 +80,7 @@ func parse(args []string) (*Config, error) {
 	fs.Float64Var(&c.Work.Zipf, "zipf", 1.1, "exponent by which torrents are drawn; 0 draws them uniformly")
 	fs.BoolVar(&c.Work.Each, "each", false, "give every torrent as many peers, instead of drawing them")
 	fs.IntVar(&c.Work.Peers, "peers", 128_000, "`N` peers, each of one torrent")
-	fs.IntVar(&c.Work.Addresses, "addresses", 64, "`N` addresses in 127.0.0.0/8 that the peers share")
+	fs.IntVar(&c.Work.Addresses, "addresses", 64, "`N` addresses, in 127.0.0.0/8 or fd53::/64 as the target is, that the peers share")
 	fs.IntVar(&c.Work.NumWant, "numwant", 50, "`N` peers asked for")
 	fs.IntVar(&c.Work.SeederPercent, "seeders", 30, "`PERCENT` of the peers are seeders")
 	fs.Uint64Var(&c.Work.Seed, "seed", 1, "`N` that the draws start from")
@@ -108,14 +111,33 @@ func parse(args []string) (*Config, error) {
 	if err != nil || u.Port() == "" || u.Scheme != "udp" && u.Scheme != "http" {
 		return nil, fmt.Errorf("--target: %q is neither udp://HOST:PORT nor http://HOST:PORT", *target)
 	}
-	c.Target, c.HTTP = u.Host, u.Scheme == "http"
+	ip, err := net.ResolveIPAddr("ip", u.Hostname())
+	if err != nil {
+		return nil, fmt.Errorf("--target: %w", err)
+	}
+	c.Target, c.HTTP = net.JoinHostPort(ip.String(), u.Port()), u.Scheme == "http"
+	c.Work.IPv6 = ip.IP.To4() == nil
 	switch {
-	case c.Work.Torrents < 1 || c.Work.Addresses < 1 || c.Work.Addresses > 250*250:
-		return nil, errors.New("--torrents and --addresses must be 1 at least")
+	case c.Work.Torrents < 1:
+		return nil, fmt.Errorf("--torrents: %d is below 1", c.Work.Torrents)
+	case c.Work.Zipf < 0:
+		return nil, fmt.Errorf("--zipf: %v is below 0", c.Work.Zipf)
+	case c.Work.Addresses < 1 || c.Work.Addresses > 250*250:
+		return nil, fmt.Errorf("--addresses: %d is not from 1 to %d", c.Work.Addresses, 250*250)
 	case c.Work.Peers < c.Work.Addresses || c.Work.Peers > c.Work.Addresses*65_000:
-		return nil, errors.New("--peers: an address has from 1 to 65,000")
-	case c.Window < 1 || c.Rate < 0 || c.Duration <= 0:
-		return nil, errors.New("--window and --duration must be above 0, --rate not below")
+		return nil, fmt.Errorf("--peers: %d are not from 1 to 65,000 for each of %d addresses", c.Work.Peers, c.Work.Addresses)
+	case c.Work.NumWant < 0:
+		return nil, fmt.Errorf("--numwant: %d is below 0", c.Work.NumWant)
+	case c.Work.SeederPercent < 0 || c.Work.SeederPercent > 100:
+		return nil, fmt.Errorf("--seeders: %d is not from 0 to 100", c.Work.SeederPercent)
+	case c.Window < 1 || c.Window > slots:
+		return nil, fmt.Errorf("--window: %d is not from 1 to %d", c.Window, slots)
+	case c.Rate < 0:
+		return nil, fmt.Errorf("--rate: %d is below 0", c.Rate)
+	case c.Duration <= 0 || c.Warmup < 0:
+		return nil, errors.New("--duration must be above 0, --warmup not below")
+	case c.Close && !c.HTTP:
+		return nil, errors.New("--close: UDP has no connections")
 	}
 	if *hashes {
 		for n := range c.Work.Torrents {
@@ -140,10 +162,15 @@ func run(ctx context.Context, c *Config) (*Result, error) {
 		if err != nil {
 			return nil, err
 		}
+		defer clients[n].close()
 	}
 	if c.Fill {
-		if err := phase(ctx, c, clients, func(cl client, ctx context.Context, s *stats) error { return cl.fill(ctx, s) }, &stats{}, 0); err != nil {
+		s := &stats{}
+		if err := phase(ctx, c, clients, func(cl client, ctx context.Context, s *stats) error { return cl.fill(ctx, s) }, s, 0); err != nil {
 			return nil, err
+		}
+		if failed := s.failed.Load(); failed > 0 {
+			return nil, fmt.Errorf("of the first announces of %d peers %d failed", c.Work.Peers, failed)
 		}
 	}
 	work := func(cl client, ctx context.Context, s *stats) error { return cl.work(ctx, s) }
@@ -156,16 +183,15 @@ func run(ctx context.Context, c *Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, start := &stats{}, time.Now()
+	s := &stats{}
 	if err := phase(ctx, c, clients, work, s, c.Duration); err != nil {
 		return nil, err
 	}
-	took := time.Since(start)
 	after, err := cpuTimes(c.Processes)
 	if err != nil {
 		return nil, err
 	}
-	return s.result(took, before, after), nil
+	return s.result(c.Duration, before, after), nil
 }
 
 // phase lets all clients work, for a while or to their end.

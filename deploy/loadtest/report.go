@@ -32,7 +32,7 @@ func (s *stats) answered(took time.Duration, peers int) {
 
 // percentile is the latency that a share of the answers stayed below.
 func (s *stats) percentile(share float64) time.Duration {
-	want := int64(share * float64(s.answers.Load()))
+	want := int64(math.Ceil(share * float64(s.answers.Load())))
 	for n := range s.buckets {
 		if want -= s.buckets[n].Load(); want <= 0 {
 			return time.Duration(float64(bucketFirst) * math.Pow(bucketStep, float64(n+1)))
@@ -67,12 +67,12 @@ type Result struct {
 	CPUTotal              float64
 }
 
-func (s *stats) result(took time.Duration, before, after map[string]time.Duration) *Result {
+func (s *stats) result(measured time.Duration, before, after map[string]time.Duration) *Result {
 	n := s.answers.Load()
 	answers := math.Max(1, float64(n))
 	r := &Result{
 		Answers: n, Failed: s.failed.Load(), Lost: s.lost.Load(),
-		PerSecond: float64(n) / took.Seconds(),
+		PerSecond: float64(n) / measured.Seconds(),
 		Peers:     float64(s.peers.Load()) / answers,
 		P50:       s.percentile(0.5), P90: s.percentile(0.9), P99: s.percentile(0.99), P999: s.percentile(0.999),
 		CPU: map[string]float64{},

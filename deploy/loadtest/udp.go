@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -17,11 +19,17 @@ import (
 // client is the peers of one address.
 type client interface {
 	fill(ctx context.Context, s *stats) error // announces each peer once
-	work(ctx context.Context, s *stats) error // announces random ones until ctx ends
+	work(ctx context.Context, s *stats) error // announces random ones until ctx's deadline
+	close()
 }
 
 // lostAfter is when an announce without an answer counts as lost.
 const lostAfter = 2 * time.Second
+
+// fillTries are how often a peer's first announce is made until it is answered; work tries nothing twice.
+const fillTries = 5
+
+var errNoAnswer = fmt.Errorf("no answer to the first announce of a peer, %d times", fillTries)
 
 // slots of announces under way at a fixed rate; an older one still without an answer is lost.
 const slots = 1 << 14
@@ -32,9 +40,10 @@ type udpClient struct {
 	conn    *net.UDPConn
 	random  *rand.Rand
 	id      uint64
+	sends   uint32 // transactions so far
 	request bep15.Request
 	out, in []byte
-	sent    [slots]atomic.Int64 // when the transaction of that number was, Unix nanoseconds; 0 when answered
+	sent    [slots]atomic.Int64 // when the transaction of that number was, Unix nanoseconds; 0 when it is no longer under way
 }
 
 func newUDPClient(c *Config, address int) (*udpClient, error) {
@@ -42,7 +51,7 @@ func newUDPClient(c *Config, address int) (*udpClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: addressOf(address)}, to)
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: c.Work.address(address)}, to)
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +59,8 @@ func newUDPClient(c *Config, address int) (*udpClient, error) {
 	u := &udpClient{c: c, address: address, conn: conn, in: make([]byte, 2048), random: rand.New(rand.NewPCG(c.Work.Seed, uint64(address)+1))}
 	return u, u.connect()
 }
+
+func (u *udpClient) close() { _ = u.conn.Close() }
 
 func (u *udpClient) connect() error {
 	r := bep15.Request{Action: bep15.ActionConnect, TransactionID: 1}
@@ -68,8 +79,10 @@ func (u *udpClient) connect() error {
 	return errors.New("no answer to connect")
 }
 
-// send announces a peer, as transaction n.
-func (u *udpClient) send(p peer, n uint32, event swarm.Event, now int64) error {
+// send announces a peer, in a transaction of its own.
+func (u *udpClient) send(p peer, event swarm.Event, now int64) error {
+	u.sends++
+	n := u.sends
 	r := &u.request
 	*r = bep15.Request{
 		Action: bep15.ActionAnnounce, ConnectionID: u.id, TransactionID: n, InfoHash: p.hash, Left: 1 << 20,
@@ -87,107 +100,141 @@ func (u *udpClient) send(p peer, n uint32, event swarm.Event, now int64) error {
 	return err
 }
 
-// receive one answer, and note what it was.
-func (u *udpClient) receive(s *stats, deadline time.Time) error {
+// receive one datagram, and note what it was. Known is the answer to an announce that was under way.
+func (u *udpClient) receive(s *stats, deadline time.Time) (known bool, err error) {
 	_ = u.conn.SetReadDeadline(deadline)
 	n, err := u.conn.Read(u.in)
-	if err != nil {
-		return err
+	if err != nil || n < 8 {
+		return false, err
 	}
-	if n < bep15.AnnounceReplySize && n < 8 {
-		return nil
-	}
-	transaction := uint32(u.in[4])<<24 | uint32(u.in[5])<<16 | uint32(u.in[6])<<8 | uint32(u.in[7])
+	transaction := binary.BigEndian.Uint32(u.in[4:])
 	at := u.sent[transaction%slots].Swap(0)
+	took := time.Duration(time.Now().UnixNano() - at)
 	switch {
 	case at == 0: // twice, or late
-	case u.in[3] != byte(bep15.ActionAnnounce):
+		return false, nil
+	case took > lostAfter:
+		s.lost.Add(1)
+	case binary.BigEndian.Uint32(u.in) != uint32(bep15.ActionAnnounce) || n < bep15.AnnounceReplySize:
 		s.failed.Add(1)
 	default:
-		s.answered(time.Duration(time.Now().UnixNano()-at), (n-bep15.AnnounceReplySize)/swarm.Size4)
+		s.answered(took, (n-bep15.AnnounceReplySize)/u.c.Work.peerSize())
 	}
-	return nil
+	return true, nil
 }
 
 func (u *udpClient) fill(ctx context.Context, s *stats) error {
-	n := 0
-	return u.loop(ctx, s, func() (peer, bool) {
-		if n >= u.c.Work.each(u.address) {
-			return peer{}, false
+	each, tries := u.c.Work.each(u.address), 0
+	for n := 0; n < each && ctx.Err() == nil; {
+		window := min(u.c.Window, each-n)
+		lost, err := u.round(s, window, swarm.Started, func(k int) peer { return u.c.Work.peer(u.address + (n+k)*u.c.Work.Addresses) })
+		switch {
+		case err != nil:
+			return err
+		case lost == 0:
+			n, tries = n+window, 0
+		default: // said again, as clients do
+			if tries++; tries == fillTries {
+				return errNoAnswer
+			}
 		}
-		n++
-		return u.c.Work.peer(u.address + (n-1)*u.c.Work.Addresses), true
-	}, swarm.Started)
+	}
+	return nil
 }
 
 func (u *udpClient) work(ctx context.Context, s *stats) error {
 	if u.c.Rate > 0 {
 		return u.pace(ctx, s)
 	}
-	return u.loop(ctx, s, func() (peer, bool) { return u.c.Work.random(u.random, u.address), true }, swarm.None)
-}
-
-// loop keeps a window of announces under way until next has no more or ctx ends.
-func (u *udpClient) loop(ctx context.Context, s *stats, next func() (peer, bool), event swarm.Event) error {
-	transaction := uint32(1)
-	for {
-		// Sent together, so that a round costs the sender as little as it can.
-		sent := 0
-		for ; sent < u.c.Window; sent++ {
-			p, ok := next()
-			if !ok {
-				break
-			}
-			if err := u.send(p, transaction, event, time.Now().UnixNano()); err != nil {
-				return err
-			}
-			transaction++
-		}
-		if sent == 0 || ctx.Err() != nil {
-			return nil
-		}
-		deadline := time.Now().Add(lostAfter)
-		for got := 0; got < sent; got++ {
-			err := u.receive(s, deadline)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				s.lost.Add(int64(sent - got))
-				break
-			}
-			if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-				return err
-			}
+	for ctx.Err() == nil {
+		if _, err := u.round(s, u.c.Window, swarm.None, func(int) peer { return u.c.Work.random(u.random, u.address) }); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// round sends some announces together, so that it costs the sender as little as it can, and awaits their answers.
+func (u *udpClient) round(s *stats, announces int, event swarm.Event, next func(n int) peer) (lost int64, err error) {
+	for n := range announces {
+		if err := u.send(next(n), event, time.Now().UnixNano()); err != nil {
+			return 0, err
+		}
+	}
+	deadline := time.Now().Add(lostAfter)
+	for got := 0; got < announces; {
+		known, err := u.receive(s, deadline)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			lost = u.forget()
+			s.lost.Add(lost)
+			return lost, nil
+		}
+		if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			return 0, err
+		}
+		if known {
+			got++
+		}
+	}
+	return 0, nil
+}
+
+// forget what is under way, and tell how many it is.
+func (u *udpClient) forget() (lost int64) {
+	for n := range u.sent {
+		if u.sent[n].Swap(0) != 0 {
+			lost++
+		}
+	}
+	return lost
 }
 
 // pace sends at the client's part of the rate, each at its time even if answers are late.
 func (u *udpClient) pace(ctx context.Context, s *stats) error {
 	every := time.Second * time.Duration(u.c.Work.Addresses) / time.Duration(u.c.Rate)
+	var underWay, last atomic.Int64 // last is when the last one was sent, Unix nanoseconds; 0 before
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			err := u.receive(s, time.Now().Add(100*time.Millisecond))
-			if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
+			sent := last.Load()
+			if sent != 0 && (underWay.Load() == 0 || time.Now().UnixNano() > sent+int64(lostAfter)) {
 				return
+			}
+			if known, _ := u.receive(s, time.Now().Add(50*time.Millisecond)); known {
+				underWay.Add(-1)
 			}
 		}
 	}()
-	start := time.Now().Add(time.Duration(u.random.Int64N(int64(every))))
 	var err error
-	for n := uint32(1); ctx.Err() == nil && err == nil; n++ {
-		due := start.Add(time.Duration(n) * every)
-		time.Sleep(time.Until(due))
-		if at := u.sent[n%slots].Load(); at != 0 {
-			s.lost.Add(1)
+	end, _ := ctx.Deadline()
+	due := time.Now().Add(time.Duration(u.random.Int64N(int64(every))))
+	for due.Before(end) && err == nil {
+		if !waitUntil(ctx, due) {
+			break
 		}
-		err = u.send(u.c.Work.random(u.random, u.address), n, swarm.None, due.UnixNano())
+		if u.sent[(u.sends+1)%slots].Swap(0) != 0 { // the next one's slot
+			s.lost.Add(1)
+			underWay.Add(-1)
+		}
+		underWay.Add(1)
+		err = u.send(u.c.Work.random(u.random, u.address), swarm.None, due.UnixNano())
+		due = due.Add(every)
 	}
+	last.Store(time.Now().UnixNano())
 	<-done
-	for n := range u.sent {
-		if u.sent[n].Swap(0) != 0 {
-			s.lost.Add(1)
+	s.lost.Add(u.forget())
+	return err
+}
+
+// waitUntil something is due. It is false when the run was broken off before.
+func waitUntil(ctx context.Context, due time.Time) bool {
+	if wait := time.Until(due); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return errors.Is(ctx.Err(), context.DeadlineExceeded) // which it was due before
 		}
 	}
-	return err
+	return true
 }

@@ -18,6 +18,7 @@ type Work struct {
 	Each          bool // every torrent has as many peers
 	Peers         int
 	Addresses     int
+	IPv6          bool // the addresses are
 	NumWant       int
 	SeederPercent int
 	Seed          uint64
@@ -58,7 +59,9 @@ type peer struct {
 }
 
 func (w *Work) peer(n int) peer {
-	return peer{w.hashes[w.torrent[n]], uint16(500 + n/w.Addresses), n*37%100 < w.SeederPercent}
+	// Stirred, so that seeders are spread over torrents and addresses, which both count peers round.
+	stirred := uint32(n+1) * 2654435769 >> 16
+	return peer{w.hashes[w.torrent[n]], uint16(500 + n/w.Addresses), int(stirred%100) < w.SeederPercent}
 }
 
 // each numbers the peers of an address, which are every w.Addresses-th from it.
@@ -69,4 +72,19 @@ func (w *Work) random(r *rand.Rand, address int) peer {
 	return w.peer(address + w.Addresses*r.IntN(w.each(address)))
 }
 
-func addressOf(n int) net.IP { return net.IPv4(127, 1, byte(1+n/250), byte(1+n%250)) }
+// address n, of 127.1.0.0/16 or fd53::/64.
+func (w *Work) address(n int) net.IP {
+	a, b := byte(1+n/250), byte(1+n%250)
+	if w.IPv6 {
+		return net.IP{0: 0xfd, 1: 0x53, 14: a, 15: b}
+	}
+	return net.IPv4(127, 1, a, b)
+}
+
+// peerSize is what a compact peer takes in an answer.
+func (w *Work) peerSize() int {
+	if w.IPv6 {
+		return swarm.Size6
+	}
+	return swarm.Size4
+}
