@@ -27,6 +27,11 @@ const (
 	// than a loaded node needs for a pipeline, shorter than a client notices.
 	patience = 100 * time.Millisecond
 
+	// pace is the time from the beginning of one pipeline of a lane to that of the next, at
+	// least. With many clients it lets a pipeline fill, which costs all sides less; one that comes alone does not
+	// wait.
+	pace = time.Millisecond
+
 	// queueTime is how old a lane may let the news get where a large swarm's peers belong.
 	queueTime = time.Second
 
@@ -116,6 +121,7 @@ func (l *lane) put(g *group) {
 func (l *lane) run() {
 	x := newExchange(l.store)
 	groups := make([]*group, 0, maxExchange)
+	var last time.Time // when the last pipeline began
 	for {
 		select {
 		case g := <-l.queue:
@@ -124,6 +130,10 @@ func (l *lane) run() {
 			l.drain()
 			return
 		}
+		if early := pace - time.Since(last); early > 0 {
+			time.Sleep(early)
+		}
+		last = time.Now()
 		n := len(groups[0].ops)
 	fill:
 		for n < maxExchange {

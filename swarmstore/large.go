@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,8 +22,9 @@ import (
 type large struct {
 	view     *swarm.View
 	shape    atomic.Pointer[shape]
-	read     atomic.Int64 // when it was last read, in Unix nanoseconds
-	answered atomic.Int64 // announces since
+	read     atomic.Int64  // when it was last read, in Unix nanoseconds
+	answered atomic.Int64  // announces since
+	wanted   atomic.Uint32 // the layout that it should have, as a power of two
 
 	// Of the one who refreshes it:
 	passed time.Time // when all partitions were read
@@ -476,21 +478,22 @@ func (o *op) errand() bool {
 	if o.large == nil || o.announce == nil || o.write == nil {
 		return false
 	}
-	return o.announce.Event == swarm.Completed || o.elsewhere() >= 0
+	return o.announce.Event == swarm.Completed || len(o.elsewhere()) > 0
 }
 
-// elsewhere is the partition that the peer has to be removed from, or below 0.
-func (o *op) elsewhere() int {
-	var buf [swarm.Size6]byte
+// elsewhere are the partitions that the peer has to be removed from.
+func (o *op) elsewhere() (partitions []int) {
 	if h := o.large.shape.Load(); o.announce.Event == swarm.Stopped && !h.settled() {
-		if before := h.placeBefore(swarm.AppendCompact(buf[:0], o.announce.Peer)); before != o.partition {
-			return before
+		compact := swarm.AppendCompact(nil, o.announce.Peer)
+		for k := min(h.from, h.to); k <= max(h.from, h.to); k++ { // the mover may have aimed lower at first
+			if at := (layout{k, k}).place(compact); at != o.partition && !slices.Contains(partitions, at) {
+				partitions = append(partitions, at)
+			}
 		}
+	} else if o.stray && o.partition != 0 {
+		partitions = append(partitions, 0)
 	}
-	if o.stray && o.partition != 0 {
-		return 0
-	}
-	return -1
+	return partitions
 }
 
 // runErrand does it and gives the group of one back. What cannot be done is left: a number that is lower
@@ -507,10 +510,10 @@ func (s *Store) runErrand(g *group) {
 	run := func() {
 		defer s.larges.room.Release(1)
 		o, a := &g.ops[0], g.ops[0].announce
-		if at := o.elsewhere(); at >= 0 {
-			s.remove(o.hash, at, a.Peer)
+		if at := o.elsewhere(); len(at) > 0 {
+			s.remove(o.hash, a.Peer, at...)
 			if a.Event == swarm.Stopped {
-				s.remove(o.hash, o.partition, a.Peer) // the mover may have brought it there meanwhile
+				s.remove(o.hash, a.Peer, o.partition) // the mover may have brought it there meanwhile
 			}
 		}
 		if a.Event == swarm.Completed {
@@ -531,8 +534,11 @@ func (s *Store) runErrand(g *group) {
 	}
 }
 
-// remove a peer from a partition.
-func (s *Store) remove(hash swarm.InfoHash, partition int, peer netip.AddrPort) {
-	cmd := redis.NewIntCmd(s.ctx, "zrem", peersKey(hash, partition), swarm.AppendCompact(nil, peer))
-	s.sendAll([]routed{{hash, partition, cmd}}, true)
+// remove a peer from partitions.
+func (s *Store) remove(hash swarm.InfoHash, peer netip.AddrPort, partitions ...int) {
+	var cmds []routed
+	for _, at := range partitions {
+		cmds = append(cmds, routed{hash, at, redis.NewIntCmd(s.ctx, "zrem", peersKey(hash, at), swarm.AppendCompact(nil, peer))})
+	}
+	s.sendAll(cmds, true)
 }

@@ -28,10 +28,11 @@ const (
 	// A swarm that grows is given room for as many peers as it may have this much later,
 	// but for no more than so many times its peers.
 	lookAhead      = 8 * time.Second
-	lookAheadTimes = 256
+	lookAheadTimes = 64
 
 	maxResizes = 16 // under way at a time
 	moverTTL   = 15 * time.Second
+	moverStep  = 500 * time.Millisecond
 	moveChunk  = 128 // partitions that one pipeline looks through
 	moveBatch  = 256 // peers that are moved at a time: who reads meanwhile may see these twice
 
@@ -63,6 +64,7 @@ func (s *Store) mayResize(hash swarm.InfoHash, l *large, now time.Time, before s
 	case h.to > 0 && max(l.peers, later) < fewPeers<<h.to:
 		to = layoutFor(max(l.peers, later))
 	}
+	l.wanted.Store(uint32(to))
 	if h.settled() && to == h.to {
 		if h.to == 0 && l.peers <= smallSwarm {
 			s.views.drop(hash) // it is a small one again
@@ -142,13 +144,20 @@ func (m *mover) resize(to uint8) {
 		}
 	}
 	s.refresh(m.hash, m.now(), nil)
-	for waited, wait := time.Duration(0), 2*s.largeTTL()+queueTime+readTimeout; waited < wait; waited += moverTTL / 5 {
+	for waited := time.Duration(0); waited < 2*s.largeTTL()+queueTime+readTimeout; waited += moverStep {
 		select {
 		case <-s.ctx.Done():
 			return
-		case <-time.After(min(wait-waited, moverTTL/5)):
+		case <-time.After(moverStep):
 		}
-		if !m.holds() {
+		if seen := s.views.get(m.hash); seen.large != nil && uint8(seen.large.wanted.Load()) > l.to {
+			l.to = uint8(seen.large.wanted.Load()) // it has grown faster than was to be seen
+			waited = 0
+			if !m.write(l) {
+				return
+			}
+			s.refresh(m.hash, m.now(), nil)
+		} else if !m.holds() {
 			return
 		}
 	}

@@ -89,11 +89,6 @@ func (l layout) place(compact []byte) int {
 	return int(xxhash.Sum64(compact) & (1<<l.to - 1))
 }
 
-// placeBefore is where it may stand yet.
-func (l layout) placeBefore(compact []byte) int {
-	return int(xxhash.Sum64(compact) & (1<<l.from - 1))
-}
-
 // A score is 32 bits, which a listpack stores in 5 bytes: a layout, or a class and the
 // second of the last announce. Classes are ranges of 2^30, in their order; the range of layouts comes
 // first, so that the head of a set tells that it is a partition. Within a class newer announces come first, so that
