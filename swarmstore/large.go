@@ -304,7 +304,7 @@ func (s *Store) replace(l *large, some []bucket, downloads int) bool {
 			parts[i] = &some[i].part
 			before += l.view.PartPeers((l.next + i) % l.shape.Load().held)
 			parts[i].Sample()
-			after += total(count(parts[i]))
+			after += total(parts[i].Counts())
 		}
 	}
 	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), 2) {
@@ -360,7 +360,7 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 			if from+i < held {
 				parts[from+i] = b.part
 			}
-			for class, n := range count(&b.part) {
+			for class, n := range b.part.Counts() {
 				sum[class] += n
 			}
 		}
@@ -460,7 +460,7 @@ func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []b
 			continue
 		}
 		b.part = p.part()
-		listed := count(&b.part)
+		listed := b.part.Counts()
 		for _, m := range strays[before:] {
 			listed[m.class]++
 		}

@@ -20,9 +20,6 @@ type peers struct {
 	marked  bool // layout was there
 }
 
-// families are the sizes of compact peers.
-var families = [2]int{swarm.Size4, swarm.Size6}
-
 // read the reply to a ZRANGE or ZRANDMEMBER with scores. stray, which may be nil, is asked of each peer whether
 // it is to be left out.
 func (p *peers) read(cmd *redis.RawCmd, now time.Time, stray func(compact []byte, score int64) bool) error {
@@ -74,35 +71,7 @@ func (p *peers) readPartition(cmd *redis.RawCmd, now time.Time, l layout, partit
 }
 
 // part copies the peers.
-func (p *peers) part() (part swarm.Part) {
-	for f := range p.compact {
-		n := 0
-		for _, list := range p.compact[f] {
-			n += len(list)
-		}
-		if n == 0 {
-			continue
-		}
-		all := make([]byte, 0, n)
-		for class, list := range p.compact[f] {
-			from := len(all)
-			all = append(all, list...)
-			part.Peers[f][class] = all[from:len(all):len(all)]
-		}
-	}
-	return part
-}
-
-// count the peers by class.
-func count(part *swarm.Part) (n [swarm.Classes]int) {
-	n = part.More
-	for f, size := range families {
-		for class, list := range part.Peers[f] {
-			n[class] += len(list) / size
-		}
-	}
-	return n
-}
+func (p *peers) part() swarm.Part { return swarm.NewPart(&p.compact) }
 
 // trim are the commands that remove the stale peers of a set.
 func (s *Store) trim(key []byte, now time.Time) (cmds [swarm.Classes]redis.Cmder) {

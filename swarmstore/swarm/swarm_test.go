@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
@@ -267,14 +268,15 @@ func TestSampleIsFair(t *testing.T) {
 	const rounds, peers = 400, 3 * ViewPeers
 	counts := make([]float64, peers)
 	for range rounds {
-		var part Part
+		var compact [2][Classes][]byte
 		for n := range peers {
 			class := Leecher
 			if n%3 == 0 {
 				class = Seeder
 			}
-			part.Peers[0][class] = append(part.Peers[0][class], AppendCompact(nil, peer(n))...)
+			compact[0][class] = AppendCompact(compact[0][class], peer(n))
 		}
+		part := NewPart(&compact)
 		part.Sample()
 		v := NewView(part, 0)
 		if n, _ := v.Offer(Leecher); n > ViewPeers || n < ViewPeers-Classes {
@@ -311,6 +313,57 @@ func TestPickGivesAllThatIsWantedAndThere(t *testing.T) {
 					t.Fatalf("a stranger is handed %d of %d peers, want %d", got, peers, want)
 				}
 			}
+		}
+	}
+}
+
+func BenchmarkPick(b *testing.B) {
+	for _, n := range []int{40, 100, 20_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			parts := (n + 63) / 64
+			kept := make([]Part, parts)
+			place := func(compact []byte) int { return (int(compact[2])<<8 + int(compact[3])) % parts }
+			for i := range n {
+				kept[i%parts].Add(AppendCompact(nil, peer(i)), Class(i/parts%Classes))
+			}
+			v := NewView(Part{}, 0)
+			v.Renew(kept, place, Counts{}, 1)
+			var dst []byte
+			for i := 0; b.Loop(); i++ {
+				dst = v.Pick(dst[:0], Size4, peer(i%n), Leecher, 50, uint64(i))
+			}
+		})
+	}
+}
+
+// A part is what a map would be, whatever is added and cut.
+func TestPartKeepsItsOrder(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	v := NewView(Part{}, 0)
+	want := map[netip.AddrPort]Class{}
+	for range 20_000 {
+		p := peer(rnd.IntN(60))
+		if rnd.IntN(2) == 0 {
+			p = netip.AddrPortFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(rnd.IntN(30))}), 80)
+		}
+		if class := Class(rnd.IntN(Classes)); rnd.IntN(3) > 0 {
+			v.Put(p, class, rnd.IntN(2) == 0)
+			want[p] = class
+		} else {
+			v.Drop(p, class, true)
+			delete(want, p)
+		}
+		var counts Counts
+		for p, class := range want {
+			*counts.Of(class)++
+			var compact [Size6]byte
+			f := familyOf(Size(p.Addr()))
+			if got, at := v.parts[0].find(f, AppendCompact(compact[:0], p)); at < 0 || got != class {
+				t.Fatalf("%v is of class %d at %d, want class %d", p, got, at, class)
+			}
+		}
+		if v.Counts() != counts {
+			t.Fatalf("counts are %+v, want %+v", v.Counts(), counts)
 		}
 	}
 }

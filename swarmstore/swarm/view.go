@@ -1,10 +1,11 @@
 package swarm
 
 import (
-	"bytes"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"unsafe"
 )
@@ -16,7 +17,8 @@ const ViewPeers = 1024
 // Part is some of a swarm's peers: all of a small swarm, or one partition of a large one.
 // Peers are flat bytes, which the garbage collector does not scan.
 type Part struct {
-	Peers [2][Classes][]byte // compact, by address family (0 is IPv4, 1 is IPv6) and class
+	peers [2][]byte          // compact, by address family (0 is IPv4, 1 is IPv6), in the order of classes
+	n     [2][Classes]uint16 // how many of each class are listed
 	More  [Classes]int       // how many there are beyond the listed, which then are a sample
 }
 
@@ -32,8 +34,8 @@ type View struct {
 	held      [Classes]int             // peers of the parts, listed or not
 	base      [Classes]float64         // the counts are base + scale * held
 	scale     float64
-	rows      []row     // of each part
-	listed    [2][2]int // sum of rows
+	listed    [2][2]int // peers of each family in the lists: leechers, and all
+	rows      []row     // the same of each part
 	added     int       // peers that Put was told of and the store had not known
 
 	noting bool
@@ -107,27 +109,16 @@ func (v *View) take(parts []Part, rows []row, place func([]byte) int) {
 
 // count adds or takes away a part's peers from what is held, and sets its row.
 func (v *View) count(i, sign int) {
-	part := &v.parts[i]
-	for class, more := range part.More {
-		v.held[class] += sign * more
-		for f, size := range sizes {
-			v.held[class] += sign * (len(part.Peers[f][class]) / size)
-		}
+	for class, n := range v.parts[i].Counts() {
+		v.held[class] += sign * n
 	}
 	v.setRow(i, 0)
 	v.setRow(i, 1)
 }
 
 func (v *View) setRow(i, f int) {
-	r := &v.rows[i][f]
-	var now [2]uint16
-	for class, list := range v.parts[i].Peers[f] {
-		n := uint16(len(list) / sizes[f])
-		now[1] += n
-		if Class(class) == Leecher {
-			now[0] = n
-		}
-	}
+	r, n := &v.rows[i][f], &v.parts[i].n[f]
+	now := [2]uint16{n[Leecher], n[Leecher] + n[PartialSeed] + n[Seeder]}
 	for k := range now {
 		v.listed[f][k] += int(now[k]) - int(r[k])
 	}
@@ -182,11 +173,8 @@ func (v *View) Counts() Counts {
 func (v *View) PartPeers(i int) (n int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for f := range v.rows[i] {
-		n += int(v.rows[i][f][1])
-	}
-	for _, more := range v.parts[i].More {
-		n += more
+	for _, of := range v.parts[i].Counts() {
+		n += of
 	}
 	return n
 }
@@ -204,10 +192,8 @@ func (v *View) Bytes() int {
 	defer v.mu.Unlock()
 	n := int(unsafe.Sizeof(*v)) + len(v.parts)*int(unsafe.Sizeof(Part{})+unsafe.Sizeof(row{})) + cap(v.notes)*int(unsafe.Sizeof(note{}))
 	for i := range v.parts {
-		for _, lists := range v.parts[i].Peers {
-			for _, list := range lists {
-				n += cap(list)
-			}
+		for _, list := range v.parts[i].peers {
+			n += cap(list)
 		}
 	}
 	return n
@@ -250,15 +236,14 @@ func (v *View) put(peer netip.AddrPort, class Class, added bool) {
 		return // known to the store and outside the sample: there it stays
 	}
 	v.held[class]++
-	list := &part.Peers[f][class]
-	if n := len(*list) / len(compact); part.listed(f) < ViewPeers {
-		*list = append(*list, compact...)
+	if part.listed(f) < ViewPeers {
+		part.insert(f, compact, class)
 	} else {
 		// A full sample stays a fair one: the newcomer takes the place of another
 		// of its class as often as it would have been drawn.
 		part.More[class]++
-		if n > 0 && rand.IntN(n+part.More[class]) < n {
-			copy((*list)[rand.IntN(n)*len(compact):], compact)
+		if n := int(part.n[f][class]); n > 0 && rand.IntN(n+part.More[class]) < n {
+			copy(part.peers[f][(part.first(f, class)+rand.IntN(n))*len(compact):], compact)
 		}
 	}
 	v.setRow(i, f)
@@ -347,10 +332,14 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 	}
 	rnd := splitMix(seed)
 	offset := rnd.intN(total)
-	part, before := 0, 0 // the part under way, and how many peers stand before it
+	step := (uint64(total)<<32 + uint64(runs) - 1) / uint64(runs) // the length of a run, times 2^32
+	dst = slices.Grow(dst, runs*size)
+	part, before, in := 0, 0, int(v.rows[0][f][k]) // the part under way, how many peers stand before it, and in it
+	lo := 0
 	for i := range runs {
-		lo, hi := i*total/runs, (i+1)*total/runs
+		hi := int(uint64(i+1) * step >> 32)
 		at := lo + rnd.intN(hi-lo) + offset
+		lo = hi
 		if at >= total {
 			at -= total
 		}
@@ -358,20 +347,23 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 			at++
 		}
 		if at < before {
-			part, before = 0, 0
+			part, before, in = 0, 0, int(v.rows[0][f][k])
 		}
-		for in := int(v.rows[part][f][k]); at >= before+in; in = int(v.rows[part][f][k]) {
+		for at >= before+in {
 			before += in
 			part++
+			in = int(v.rows[part][f][k])
 		}
-		lists := &v.parts[part].Peers[f]
+		list := v.parts[part].peers[f]
 		at = (at - before) * size
-		list := 0
-		for at >= len(lists[list]) {
-			at -= len(lists[list])
-			list++
+		// Copies of a known size need no call.
+		n := len(dst)
+		dst = dst[:n+size]
+		if size == Size4 {
+			*(*[Size4]byte)(dst[n:]) = [Size4]byte(list[at:])
+		} else {
+			*(*[Size6]byte)(dst[n:]) = [Size6]byte(list[at:])
 		}
-		dst = append(dst, lists[list][at:at+size]...)
 	}
 	return dst
 }
@@ -388,14 +380,10 @@ func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
 	if i < 0 {
 		return -1
 	}
-	was, at := v.parts[i].find(f, own)
-	if at < 0 || int(was) >= classesFor(class) {
+	was, rank := v.parts[i].find(f, own)
+	if rank < 0 || int(was) >= classesFor(class) {
 		return -1
 	}
-	for _, list := range v.parts[i].Peers[f][:was] {
-		at += len(list)
-	}
-	rank := at / sizes[f]
 	for j := range i {
 		rank += int(v.rows[j][f][kindsFor(class)])
 	}
@@ -410,30 +398,71 @@ func (v *View) partOf(compact []byte) int {
 	return v.place(compact)
 }
 
-// listed counts the peers of a family in the lists.
-func (p *Part) listed(f int) int {
-	n := 0
-	for _, list := range p.Peers[f] {
-		n += len(list)
-	}
-	return n / sizes[f]
-}
-
-// find returns the class of a peer and its offset in that list, or below 0.
-func (p *Part) find(f int, compact []byte) (Class, int) {
-	for class, list := range p.Peers[f] {
-		for from := 0; from < len(list); {
-			at := bytes.Index(list[from:], compact)
-			if at < 0 {
-				break
-			}
-			if at += from; at%len(compact) == 0 {
-				return Class(class), at
-			}
-			from = at + 1 // bytes of two neighbours that look like it
+// NewPart lists compact peers, by address family and class, of which it keeps a copy.
+func NewPart(compact *[2][Classes][]byte) (p Part) {
+	for f := range compact {
+		n := 0
+		for class, list := range compact[f] {
+			n += len(list)
+			p.n[f][class] = uint16(len(list) / sizes[f])
+		}
+		if n == 0 {
+			continue
+		}
+		p.peers[f] = make([]byte, 0, n)
+		for _, list := range compact[f] {
+			p.peers[f] = append(p.peers[f], list...)
 		}
 	}
-	return 0, -1
+	return p
+}
+
+// Counts of the peers of each class, listed or not.
+func (p *Part) Counts() (counts [Classes]int) {
+	for class := range counts {
+		counts[class] = p.More[class] + int(p.n[0][class]) + int(p.n[1][class])
+	}
+	return counts
+}
+
+// listed counts the peers of a family in the list.
+func (p *Part) listed(f int) int { return len(p.peers[f]) / sizes[f] }
+
+// first is where the peers of a class begin.
+func (p *Part) first(f int, class Class) (at int) {
+	for _, n := range p.n[f][:class] {
+		at += int(n)
+	}
+	return at
+}
+
+// find returns the class of a peer and its place in the list, or below 0.
+func (p *Part) find(f int, compact []byte) (Class, int) {
+	list, at := p.peers[f], -1
+	if f == 0 {
+		host, port := binary.NativeEndian.Uint32(compact), binary.NativeEndian.Uint16(compact[4:])
+		for i := 0; i+Size4 <= len(list); i += Size4 {
+			if binary.NativeEndian.Uint32(list[i:]) == host && binary.NativeEndian.Uint16(list[i+4:]) == port {
+				at = i / Size4
+				break
+			}
+		}
+	} else {
+		for i := 0; i+Size6 <= len(list); i += Size6 {
+			if [Size6]byte(list[i:]) == [Size6]byte(compact) {
+				at = i / Size6
+				break
+			}
+		}
+	}
+	if at < 0 {
+		return 0, -1
+	}
+	class := Leecher
+	for at >= p.first(f, class+1) {
+		class++
+	}
+	return class, at
 }
 
 // Add lists a compact peer, unless it is listed.
@@ -442,8 +471,34 @@ func (p *Part) Add(compact []byte, class Class) bool {
 	if _, at := p.find(f, compact); at >= 0 {
 		return false
 	}
-	p.Peers[f][class] = append(p.Peers[f][class], compact...)
+	p.insert(f, compact, class)
 	return true
+}
+
+// insert a peer: the first of each later class makes room for it.
+func (p *Part) insert(f int, compact []byte, class Class) {
+	size, list := len(compact), append(p.peers[f], compact...)
+	hole := len(list) - size
+	for later := Class(Classes - 1); later > class; later-- {
+		first := p.first(f, later) * size
+		copy(list[hole:hole+size], list[first:first+size])
+		hole = first
+	}
+	copy(list[hole:], compact)
+	p.peers[f] = list
+	p.n[f][class]++
+}
+
+// cut takes out the peer of a class at a place: the last of its and of each later class fills the hole.
+func (p *Part) cut(f int, class Class, at int) {
+	size, list := sizes[f], p.peers[f]
+	for later := class; later < Classes; later++ {
+		last := p.first(f, later+1) - 1
+		copy(list[at*size:(at+1)*size], list[last*size:])
+		at = last
+	}
+	p.peers[f] = list[:len(list)-size]
+	p.n[f][class]--
 }
 
 // Sample cuts the lists down to what a View may list, by chance.
@@ -453,29 +508,25 @@ func (p *Part) Sample() {
 		if all <= ViewPeers {
 			continue
 		}
-		for class, list := range p.Peers[f] {
-			n := len(list) / size
+		kept := make([]byte, 0, ViewPeers*size)
+		list := p.peers[f]
+		for class := range p.n[f] {
+			n := int(p.n[f][class])
 			keep := n * ViewPeers / all
 			var hold [Size6]byte
 			for i := range keep {
-				if j := i + rand.IntN(n-i); j != i {
-					copy(hold[:], list[i*size:(i+1)*size])
-					copy(list[i*size:(i+1)*size], list[j*size:(j+1)*size])
-					copy(list[j*size:(j+1)*size], hold[:size])
-				}
+				j := i + rand.IntN(n-i)
+				copy(hold[:], list[i*size:(i+1)*size])
+				copy(list[i*size:(i+1)*size], list[j*size:(j+1)*size])
+				copy(list[j*size:(j+1)*size], hold[:size])
 			}
-			p.Peers[f][class] = list[: keep*size : keep*size]
+			kept = append(kept, list[:keep*size]...)
+			list = list[n*size:]
+			p.n[f][class] = uint16(keep)
 			p.More[class] += n - keep
 		}
+		p.peers[f] = kept
 	}
-}
-
-// cut takes out the peer at an offset, the last one taking its place.
-func (p *Part) cut(f int, class Class, at int) {
-	list := &p.Peers[f][class]
-	last := len(*list) - sizes[f]
-	copy((*list)[at:], (*list)[last:])
-	*list = (*list)[:last]
 }
 
 // splitMix is Vigna's SplitMix64: a generator that fits a register, so that
