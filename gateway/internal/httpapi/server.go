@@ -9,12 +9,12 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -58,8 +58,9 @@ const (
 type Server struct {
 	Options
 	app       *fiber.App
-	announces sync.Pool // of *announce
-	scrapes   sync.Pool // of *scrape
+	front     atomic.Pointer[front] // when it serves, where there is one
+	announces sync.Pool             // of *announce
+	scrapes   sync.Pool             // of *scrape
 }
 
 // New returns a server that is not listening yet.
@@ -85,13 +86,6 @@ func New(o Options) *Server {
 	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
 	return s
 }
-
-// Serve answers on a listener until Shutdown.
-func (s *Server) Serve(l net.Listener) error { return s.app.Listener(l) }
-
-// Shutdown closes the listener, ends idle connections, and waits for the answers
-// to requests in flight, as long as ctx lasts.
-func (s *Server) Shutdown(ctx context.Context) error { return s.app.ShutdownWithContext(ctx) }
 
 // refuse answers what is no announce and no scrape, in plain words.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
