@@ -112,13 +112,16 @@ const (
 func (s *Server) Serve(l net.Listener) error {
 	f, err := newFront(s, l)
 	if errors.Is(err, errors.ErrUnsupported) {
+		s.front.Store(&front{}) // none
 		return s.app.Listener(l)
 	}
 	if err != nil {
 		return err
 	}
 	go f.run()
-	s.front.Store(f)
+	if !s.front.CompareAndSwap(nil, f) { // shut down already
+		return f.drain(context.Background())
+	}
 	err = s.app.Listener(f)
 	<-f.ended
 	return err
@@ -127,8 +130,11 @@ func (s *Server) Serve(l net.Listener) error {
 // Shutdown closes the listener, ends idle connections, and waits for the answers
 // to requests in flight, as long as ctx lasts.
 func (s *Server) Shutdown(ctx context.Context) error {
+	if s.front.CompareAndSwap(nil, &front{}) {
+		return nil // and Serve ends at once
+	}
 	f := s.front.Load()
-	if f == nil {
+	if f.listener == nil {
 		return s.app.ShutdownWithContext(ctx)
 	}
 	drained := make(chan error, 1)

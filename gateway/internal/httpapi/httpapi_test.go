@@ -161,8 +161,8 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("%d valid requests were counted as invalid", n)
 	}
 
-	tracker.err = fmt.Errorf("10.1.2.3 is away: %w", swarm.ErrUnavailable)
-	tracker.answer = swarm.Answer{Interval: 125 * time.Second}
+	tracker = &fakeTracker{err: fmt.Errorf("10.1.2.3 is away: %w", swarm.ErrUnavailable), answer: swarm.Answer{Interval: 125 * time.Second}}
+	_, addr, _ = serve(t, tracker, 100)
 	reason := swarm.Reason(swarm.ErrUnavailable)
 	if _, body := get(t, addr, asked); body != fmt.Sprintf("d14:failure reason%d:%s8:intervali125e8:retry ini3ee", len(reason), reason) {
 		t.Errorf("without a store: %q", body)
