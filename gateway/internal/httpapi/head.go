@@ -140,14 +140,22 @@ func cutLine(b []byte) (line, rest []byte, is verdict) {
 	}
 }
 
-// plainHost tells whether Fiber has nothing to say about a Host.
+// plainHost tells a name or an IPv4 address, perhaps with a port: what else a Host may
+// hold can make a request one for nowhere.
 func plainHost(value []byte) bool {
-	for _, c := range value {
-		if !nameByte[c] && c != ':' || c == '%' {
+	name, port, _ := bytes.Cut(value, []byte{':'})
+	for _, c := range name {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !letter && (c < '0' || c > '9') && c != '.' && c != '-' {
 			return false
 		}
 	}
-	return true
+	for _, c := range port {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return len(name) > 0 || len(value) == 0
 }
 
 // nameByte tells the bytes that the name of a header is made of (RFC 9110's token).

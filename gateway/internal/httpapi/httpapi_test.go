@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -41,16 +42,18 @@ type fakeTracker struct {
 }
 
 func (f *fakeTracker) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
-	a := batch[0]
-	seen := *a
+	seen := *batch[0]
 	f.asked.Store(&seen)
+	batch = slices.Clone(batch)
 	go func() {
 		if f.hold != nil {
 			<-f.hold
 		}
-		a.Answer = f.answer
-		a.Err = f.err
-		answered([]*swarm.Announce{a})
+		for _, a := range batch {
+			a.Answer = f.answer
+			a.Err = f.err
+		}
+		answered(batch)
 	}()
 }
 
