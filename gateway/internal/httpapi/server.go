@@ -1,6 +1,7 @@
 // Package httpapi is the HTTP front end: announces (BEP 3, 7, 21, 23, 24, 31) and
 // scrapes (BEP 48) on Fiber. It reads requests (request.go), hands them to the
-// tracker, waits, and encodes the answers (bencode.go).
+// tracker, waits, and encodes the answers (bencode.go). On Linux an event loop in front of
+// Fiber answers plain announces (front_linux.go, head.go) and leaves it the rest.
 //
 //	s := httpapi.New(httpapi.Options{Tracker: t, Metrics: m, Now: time.Now, MaxClients: 16384})
 //	go s.Serve(listener)
