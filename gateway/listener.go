@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// listener is the HTTP front end's. Closing one breaks the connections that the kernel has
-// made and nobody has accepted yet; drain lets them be accepted first.
+// listener is the HTTP front end's. Closing a net.TCPListener breaks the connections that the
+// kernel has made and nobody has accepted yet; this one lets them be accepted first.
 type listener struct {
 	*net.TCPListener
 	draining atomic.Bool
@@ -58,26 +58,23 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// Close may be called again, as the HTTP server does when it shuts down.
+// Close closes the listener when whoever calls Accept has got all connections that
+// clients believe to have. A client that comes meanwhile tries again, and reaches another
+// gateway on the port if there is one. It may be called again, as the HTTP server does when
+// it shuts down.
 func (l *listener) Close() error {
+	if raw, err := l.SyscallConn(); err == nil {
+		_ = raw.Control(refuseNew)
+	}
+	if !l.draining.Swap(true) {
+		_ = l.SetDeadline(time.Now().Add(queueTime))
+		select {
+		case <-l.empty:
+		case <-time.After(emptyTime):
+		}
+	}
 	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil
-}
-
-// drain closes the listener when whoever calls Accept has got all connections that clients
-// believe to have. A client that comes meanwhile tries again, and reaches another
-// gateway on the port if there is one.
-func (l *listener) drain() {
-	if raw, err := l.SyscallConn(); err == nil {
-		_ = raw.Control(refuseNew)
-	}
-	l.draining.Store(true)
-	_ = l.SetDeadline(time.Now().Add(queueTime))
-	select {
-	case <-l.empty:
-	case <-time.After(emptyTime):
-	}
-	_ = l.Close()
 }

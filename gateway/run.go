@@ -234,7 +234,7 @@ func (g *gateway) drain() error {
 	}
 	if g.http != nil {
 		group.Go(func() error {
-			g.httpListener.drain()
+			defer g.httpListener.Close() // also when Serve did not come to begin
 			return g.http.Shutdown(ctx)
 		})
 	}
@@ -263,7 +263,7 @@ func (g *gateway) close() {
 			_ = g.udp.Shutdown(context.Background())
 		}
 		if g.httpListener != nil {
-			_ = g.httpListener.Close()
+			_ = g.httpListener.TCPListener.Close() // nobody accepts
 		}
 	}
 }

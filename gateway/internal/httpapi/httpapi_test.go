@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -41,16 +42,18 @@ type fakeTracker struct {
 }
 
 func (f *fakeTracker) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
-	a := batch[0]
-	seen := *a
+	seen := *batch[0]
 	f.asked.Store(&seen)
+	batch = slices.Clone(batch)
 	go func() {
 		if f.hold != nil {
 			<-f.hold
 		}
-		a.Answer = f.answer
-		a.Err = f.err
-		answered([]*swarm.Announce{a})
+		for _, a := range batch {
+			a.Answer = f.answer
+			a.Err = f.err
+		}
+		answered(batch)
 	}()
 }
 
@@ -161,8 +164,8 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("%d valid requests were counted as invalid", n)
 	}
 
-	tracker.err = fmt.Errorf("10.1.2.3 is away: %w", swarm.ErrUnavailable)
-	tracker.answer = swarm.Answer{Interval: 125 * time.Second}
+	tracker = &fakeTracker{err: fmt.Errorf("10.1.2.3 is away: %w", swarm.ErrUnavailable), answer: swarm.Answer{Interval: 125 * time.Second}}
+	_, addr, _ = serve(t, tracker, 100)
 	reason := swarm.Reason(swarm.ErrUnavailable)
 	if _, body := get(t, addr, asked); body != fmt.Sprintf("d14:failure reason%d:%s8:intervali125e8:retry ini3ee", len(reason), reason) {
 		t.Errorf("without a store: %q", body)

@@ -1,6 +1,7 @@
 // Package httpapi is the HTTP front end: announces (BEP 3, 7, 21, 23, 24, 31) and
 // scrapes (BEP 48) on Fiber. It reads requests (request.go), hands them to the
-// tracker, waits, and encodes the answers (bencode.go).
+// tracker, waits, and encodes the answers (bencode.go). On Linux an event loop in front of
+// Fiber answers plain announces (front_linux.go, head.go) and leaves it the rest.
 //
 //	s := httpapi.New(httpapi.Options{Tracker: t, Metrics: m, Now: time.Now, MaxClients: 16384})
 //	go s.Serve(listener)
@@ -9,12 +10,12 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -58,8 +59,9 @@ const (
 type Server struct {
 	Options
 	app       *fiber.App
-	announces sync.Pool // of *announce
-	scrapes   sync.Pool // of *scrape
+	front     atomic.Pointer[front] // when it serves, where there is one
+	announces sync.Pool             // of *announce
+	scrapes   sync.Pool             // of *scrape
 }
 
 // New returns a server that is not listening yet.
@@ -85,13 +87,6 @@ func New(o Options) *Server {
 	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
 	return s
 }
-
-// Serve answers on a listener until Shutdown.
-func (s *Server) Serve(l net.Listener) error { return s.app.Listener(l) }
-
-// Shutdown closes the listener, ends idle connections, and waits for the answers
-// to requests in flight, as long as ctx lasts.
-func (s *Server) Shutdown(ctx context.Context) error { return s.app.ShutdownWithContext(ctx) }
 
 // refuse answers what is no announce and no scrape, in plain words.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
