@@ -14,7 +14,7 @@ import (
 type recent struct {
 	window time.Duration
 	seed   maphash.Seed
-	table  []atomic.Uint64
+	table  [][2]atomic.Uint64
 	epoch  atomic.Uint64 // part of every fingerprint: a new one forgets all
 }
 
@@ -35,15 +35,16 @@ func newRecent(window time.Duration) *recent {
 	return &recent{
 		window: window,
 		seed:   maphash.MakeSeed(),
-		table:  make([]atomic.Uint64, recentEntries),
+		table:  make([][2]atomic.Uint64, recentEntries/2),
 	}
 }
 
 func second(at time.Time) uint64 { return uint64(at.Unix()-scoreEpoch) & (1<<recentSeconds - 1) }
 
-func (r *recent) slot(id []byte) (*atomic.Uint64, uint64) {
+// slots are the two places that an id may have, and what it looks like there.
+func (r *recent) slots(id []byte) (*[2]atomic.Uint64, uint64) {
 	sum := maphash.Bytes(r.seed, id) + r.epoch.Load()*0x9e3779b97f4a7c15
-	return &r.table[sum%recentEntries], sum & recentFingerprint
+	return &r.table[sum%(recentEntries/2)], sum & recentFingerprint
 }
 
 // has tells whether put was called for the id and class within the window.
@@ -51,28 +52,44 @@ func (r *recent) has(id []byte, class swarm.Class, now time.Time) bool {
 	if r == nil {
 		return false
 	}
-	slot, fingerprint := r.slot(id)
-	entry := slot.Load()
-	done, at := entry&(1<<recentSeconds-1), second(now)
-	return entry&recentFingerprint == fingerprint &&
-		swarm.Class(entry>>recentSeconds&3) == class &&
-		at >= done && time.Duration(at-done)*time.Second < r.window
+	slots, fingerprint := r.slots(id)
+	for i := range slots {
+		entry := slots[i].Load()
+		if entry&recentFingerprint != fingerprint {
+			continue
+		}
+		done, at := entry&(1<<recentSeconds-1), second(now)
+		return swarm.Class(entry>>recentSeconds&3) == class &&
+			at >= done && time.Duration(at-done)*time.Second < r.window
+	}
+	return false
 }
 
 func (r *recent) put(id []byte, class swarm.Class, now time.Time) {
 	if r == nil {
 		return
 	}
-	slot, fingerprint := r.slot(id)
-	slot.Store(fingerprint | uint64(class)<<recentSeconds | second(now))
+	slots, fingerprint := r.slots(id)
+	entry := fingerprint | uint64(class)<<recentSeconds | second(now)
+	// In its own place, or that of the older of two others.
+	first, other := slots[0].Load(), slots[1].Load()
+	const age = 1<<recentSeconds - 1
+	if other&recentFingerprint == fingerprint || first&recentFingerprint != fingerprint && other&age < first&age {
+		slots[1].Store(entry)
+		return
+	}
+	slots[0].Store(entry)
 }
 
 func (r *recent) forget(id []byte) {
 	if r == nil {
 		return
 	}
-	if slot, fingerprint := r.slot(id); slot.Load()&recentFingerprint == fingerprint {
-		slot.Store(0)
+	slots, fingerprint := r.slots(id)
+	for i := range slots {
+		if slots[i].Load()&recentFingerprint == fingerprint {
+			slots[i].Store(0)
+		}
 	}
 }
 

@@ -90,8 +90,11 @@ func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask b
 // this once "ASK slot addr".
 func redirection(cmd redis.Cmder) (addr string, ask, ok bool) {
 	err := cmdError(cmd)
+	if err == nil || err == redis.Nil { // the usual ones, cheaply
+		return "", false, false
+	}
 	var reply redis.Error
-	if err == nil || !errors.As(err, &reply) {
+	if !errors.As(err, &reply) {
 		return "", false, false
 	}
 	words := strings.Fields(reply.Error())

@@ -13,6 +13,7 @@ import (
 type views struct {
 	ttl   time.Duration
 	cache *otter.Cache[swarm.InfoHash, seen]
+	asked *recent // swarms that were read a moment ago: it pays to keep what is asked for again
 }
 
 // seen is what was read of a swarm.
@@ -27,7 +28,7 @@ func newViews(ttl time.Duration, memory int) (*views, error) {
 		MaximumWeight: uint64(max(memory, 1)),
 		Weigher:       func(_ swarm.InfoHash, s seen) uint32 { return uint32(viewOverhead + s.view.Bytes()) },
 	})
-	return &views{ttl: ttl, cache: cache}, err
+	return &views{ttl: ttl, cache: cache, asked: newRecent(2*ttl + time.Second)}, err
 }
 
 // viewOverhead is what the cache itself needs for an entry, in bytes.
@@ -44,10 +45,20 @@ func (v *views) fresh(s seen, now time.Time) bool {
 	return s.view != nil && now.Sub(s.at) < v.ttl && s.at.Before(now.Add(v.ttl))
 }
 
+// put keeps what was read of a swarm. A small one is kept when it is read for the second
+// time, as most are not before their view is old.
 func (v *views) put(hash swarm.InfoHash, s seen) {
-	if v.ttl > 0 || s.large != nil {
-		v.cache.Set(hash, s)
+	if s.large == nil {
+		if v.ttl <= 0 {
+			return
+		}
+		if !v.asked.has(hash[:], 0, s.at) {
+			v.asked.put(hash[:], 0, s.at)
+			return
+		}
+		v.asked.put(hash[:], 0, s.at)
 	}
+	v.cache.Set(hash, s)
 }
 
 func (v *views) drop(hash swarm.InfoHash) { v.cache.Invalidate(hash) }
