@@ -74,7 +74,7 @@ func (s *Store) parseURLs() error {
 	o.DialerRetries = 1
 	o.MaxRetries = -1 // the client retries its announce; a lane must not wait
 	o.ConnMaxIdleTime = -1
-	o.PoolSize = 4 * lanesPerNode
+	o.PoolSize = 32 // for the lane, and readings of large swarms
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	// A new connection may lead to a server that lost what an earlier one stored.

@@ -12,11 +12,6 @@ import (
 )
 
 const (
-	// Two pipelines of a node are under way at once: while Redis works on one,
-	// the gateway reads and answers the other. A swarm keeps to one lane, so that
-	// what happens to it happens in order.
-	lanesPerNode = 2
-
 	// maxExchange bounds the operations of one pipeline, softly: a batch is never split.
 	maxExchange = 512
 
@@ -45,11 +40,11 @@ type node struct {
 	store  *Store
 	addr   string
 	client atomic.Pointer[redis.Client]
-	lanes  [lanesPerNode]*lane
+	lane   *lane
 	spared atomic.Int64 // until this Unix nanosecond nothing is sent to it
 }
 
-// lane carries the operations on some of a node's swarms, one pipeline at a time.
+// lane carries the operations on a node's swarms, one pipeline at a time.
 type lane struct {
 	store   *Store
 	node    *node
@@ -77,15 +72,12 @@ func (s *Store) node(client *redis.Client) *node {
 	}
 	n := &node{store: s, addr: addr}
 	n.client.Store(client)
-	for i := range n.lanes {
-		l := &lane{
-			store: s, node: n,
-			queue: make(chan *group, maxWaiting),
-			room:  semaphore.NewWeighted(maxWaiting),
-		}
-		n.lanes[i] = l
-		s.wg.Go(l.run)
+	n.lane = &lane{
+		store: s, node: n,
+		queue: make(chan *group, maxWaiting),
+		room:  semaphore.NewWeighted(maxWaiting),
 	}
+	s.wg.Go(n.lane.run)
 	s.nodes.Store(addr, n)
 	return n
 }

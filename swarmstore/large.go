@@ -27,16 +27,16 @@ type large struct {
 	wanted   atomic.Uint32 // the layout that it should have, as a power of two
 
 	// Of the one who refreshes it:
-	passed time.Time // when all partitions were read
-	peers  int       // how many there were then
-	since  int64     // announces answered since
-	took   time.Duration
-	grows  float64 // peers a second, as seen by the last two passes
-	next   int     // the part of the view that was read first
+	passed time.Time     // when all partitions were read
+	peers  int           // how many there were then
+	since  int64         // announces answered since
+	took   time.Duration // by that
+	grows  float64       // peers a second, as seen by the last two passes
+	next   int           // the part of the view that was read first
 }
 
-// shape is a layout, and which of its partitions the view holds: some that follow each
-// other, the first following the last.
+// shape is a layout, and which of the partitions that peers belong to the view holds: some that
+// follow each other, the first following the last.
 type shape struct {
 	layout
 	first, held int
@@ -44,11 +44,16 @@ type shape struct {
 
 // part of the view that holds a peer's partition, or below 0.
 func (h *shape) part(compact []byte) int {
-	n := h.partitions()
-	if i := (h.place(compact) - h.first + n) % n; i < h.held {
+	if i := h.rank(compact); i < h.held {
 		return i
 	}
 	return -1
+}
+
+// rank counts the partitions from the first held to a peer's.
+func (h *shape) rank(compact []byte) int {
+	n := 1 << h.to
+	return (h.place(compact) - h.first + n) % n
 }
 
 const (
@@ -116,6 +121,7 @@ type larges struct {
 	reading  map[swarm.InfoHash]*reading
 	room     *semaphore.Weighted // of maxRefreshes
 	resizing *semaphore.Weighted // of maxResizes
+	sweeping *semaphore.Weighted // of maxSweeps
 
 	// A bit for each swarm that ever was large, shared by a few, spares the others a look
 	// into the views.
@@ -193,12 +199,13 @@ func (s *Store) readAndGoOn(hash swarm.InfoHash, r *reading) {
 	if err != nil {
 		err = s.explain(err)
 	}
-	s.goOn(hash, r, l, err)
-	if err != nil {
-		return
+	var to layout
+	if err == nil {
+		to = l.shape.Load().layout
+		s.mayResize(hash, l, now, known)
 	}
-	s.move(hash, l.shape.Load().layout, strays, now)
-	s.mayResize(hash, l, now, known)
+	s.goOn(hash, r, l, err) // and it may be read again
+	s.move(hash, to, strays, now)
 }
 
 // goOn with what waited for a reading.
@@ -226,77 +233,81 @@ func (s *Store) goOn(hash swarm.InfoHash, r *reading, l *large, err error) {
 	}
 }
 
-// readLarge reads a large swarm, of which l is known already if it is not nil: some of its partitions,
+// readLarge reads a large swarm, of which l is known already if it is not nil: its layout, and some of its partitions
 // or all. strays are peers that stand where they do not belong.
 func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *large, strays []stray, err error) {
-	head := redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, 0, "withscores")
-	downloads := s.downloads(hash)
-	cmds := []routed{{hash, 0, head}, {hash, 0, downloads}}
-	base := expiring{hash: hash, kind: kindPeers}
-	var id expiringID
-	if !s.expired.has(base.id(&id), 0, now) {
-		// The layout has to outlive all partitions.
-		cmds = append(cmds, routed{hash, 0, s.expire(base)})
-	}
-	var some []bucket
-	if l != nil {
-		l.view.Note()
-		h := l.shape.Load()
-		answered := l.answered.Swap(0)
-		l.since += answered
-		n := int(min(max(answered, minReread), int64(h.held)))
-		if h.settled() && (n < h.held || h.held < h.partitions() && l.since < passAfter*int64(h.partitions())) {
-			some = make([]bucket, n)
-			for i := range some {
-				some[i].partition = (h.first + l.next + i) % h.partitions()
-			}
-			cmds = s.planBuckets(cmds, hash, some)
-		}
-	}
-	s.sendAll(cmds, false)
-
 	p := &peers{ttl: s.opt.PeerTTL}
-	if err := p.read(head, now, nil); err != nil {
-		if l == nil {
-			return nil, nil, err
-		}
-		p.layout = l.shape.Load().layout
-	} else if len(cmds) > 2 {
-		s.expired.put(base.id(&id), 0, now)
+	downloads, err := s.readLayout(p, hash, now)
+	switch {
+	case err != nil && l == nil:
+		return nil, nil, err
+	case err != nil: // its node is away; those of other partitions may be there
+		p.layout, downloads = l.shape.Load().layout, l.view.Counts().Downloads
 	}
-	told, err := number(downloads)
-	if err != nil && l != nil {
-		told = l.view.Counts().Downloads
-	}
-	if l != nil && some != nil && p.layout == l.shape.Load().layout && now.Sub(l.passed).Abs() < passEvery {
-		strays = s.readBuckets(p, hash, p.layout, some, now)
-		if s.replace(l, some, told) {
-			l.read.Store(now.UnixNano())
+	if l != nil && p.layout == l.shape.Load().layout {
+		l.read.Store(now.UnixNano()) // so that it answers while a node keeps the rest waiting
+		done := false
+		if strays, done = s.readSome(p, hash, now, l, downloads); done {
 			s.views.put(hash, seen{view: l.view, at: now, large: l})
 			return l, strays, nil
 		}
-	}
-	if l != nil && !p.layout.settled() && p.layout == l.shape.Load().layout && now.Sub(l.passed).Abs() < passShare*l.took {
-		l.view.Replace(0, nil, told)
-		l.read.Store(now.UnixNano())
-		return l, nil, nil
 	}
 	if l == nil {
 		l = &large{view: swarm.NewView(swarm.Part{}, 0)}
 		l.view.Complete = true
 	}
-	start := time.Now()
-	strays, err = s.pass(p, hash, now, l, told)
+	strays, err = s.pass(p, hash, now, l, downloads)
 	if err != nil {
 		return nil, nil, err
 	}
-	l.took = time.Since(start)
 	return l, strays, nil
+}
+
+// readLayout reads where the peers of a swarm are into p, and its downloads.
+func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downloads int, err error) {
+	head := redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, 0, "withscores")
+	get := s.downloads(hash)
+	cmds := []routed{{hash, 0, head}, {hash, 0, get}}
+	first := expiring{hash: hash, kind: kindPeers}
+	var id expiringID
+	expire := !s.expired.has(first.id(&id), 0, now)
+	if expire { // the layout has to outlive all partitions
+		cmds = append(cmds, routed{hash, 0, s.expire(first)})
+	}
+	s.sendAll(cmds, false)
+	if err := p.read(head, now, nil); err != nil {
+		return 0, err
+	}
+	if expire {
+		s.expired.put(first.id(&id), 0, now)
+	}
+	return number(get)
+}
+
+// readSome reads some partitions anew, if that is enough to know what has changed.
+func (s *Store) readSome(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) (strays []stray, done bool) {
+	h, since := l.shape.Load(), now.Sub(l.passed).Abs()
+	answered := l.answered.Swap(0)
+	l.since += answered
+	if !h.settled() {
+		return nil, since < passShare*l.took
+	}
+	some := make([]bucket, min(max(answered, minReread), int64(h.held)))
+	if since >= passEvery || len(some) == h.partitions() || l.since >= passAfter*int64(h.partitions()) {
+		return nil, false
+	}
+	for i := range some {
+		some[i].partition = (h.first + l.next + i) % h.partitions()
+	}
+	l.view.Note()
+	s.sendAll(s.planBuckets(nil, hash, some), false)
+	strays = s.readBuckets(p, hash, h.layout, some, now)
+	return strays, l.replace(some, downloads)
 }
 
 // replace puts partitions that were read anew into the view, unless the swarm has changed so
 // much that all have to be read.
-func (s *Store) replace(l *large, some []bucket, downloads int) bool {
+func (l *large) replace(some []bucket, downloads int) bool {
 	parts := make([]*swarm.Part, len(some))
 	before, after := 0, 0
 	for i := range some {
@@ -324,14 +335,15 @@ func total(n [swarm.Classes]int) (sum int) {
 
 // pass reads all partitions, counts them, and keeps some.
 func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) ([]stray, error) {
+	start := time.Now()
 	h := &shape{layout: p.layout}
-	n := h.partitions()
-	h.first, h.held = rand.IntN(n), min(n, maxHeld)
+	n, belong := h.partitions(), 1<<h.to
+	h.first, h.held = rand.IntN(belong), min(belong, maxHeld)
 	l.view.Note()
 	l.answered.Store(0)
 	held := h.held
 	if !h.settled() {
-		held = n // strays have to be told from those that are where they belong too
+		held = belong // to tell strays from those that are where they belong too
 	}
 	parts := make([]swarm.Part, held)
 	var sum [swarm.Classes]int
@@ -342,7 +354,9 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	for from := 0; from < n; from += passChunk {
 		clear(buckets)
 		for i := range buckets {
-			buckets[i].partition = (h.first + from + i) % n
+			if buckets[i].partition = from + i; from+i < belong {
+				buckets[i].partition = (h.first + from + i) % belong
+			}
 		}
 		s.sendAll(s.planBuckets(nil, hash, buckets), false)
 		more := s.readBuckets(p, hash, h.layout, buckets, now)
@@ -370,7 +384,7 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	}
 	if !h.settled() {
 		for _, m := range strays {
-			if part := &parts[(h.place(m.peer)-h.first+n)%n]; part.Add(m.peer, m.class) {
+			if parts[h.rank(m.peer)].Add(m.peer, m.class) {
 				sum[m.class]++
 			}
 		}
@@ -383,7 +397,7 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	for class, peers := range sum {
 		*counts.Of(swarm.Class(class)) = peers * n / read // those of nodes that are away are like the rest
 	}
-	l.view.Renew(parts, h.part, counts, float64(n)/float64(h.held))
+	l.view.Renew(parts, h.part, counts, float64(belong)/float64(h.held))
 	l.shape.Store(h)
 	all := counts.Seeders + counts.Incomplete()
 	if took := now.Sub(l.passed).Seconds(); took > 0 && took < passEvery.Seconds() {
@@ -391,7 +405,7 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	} else {
 		l.grows = 0
 	}
-	l.passed, l.peers, l.since, l.next = now, all, 0, 0
+	l.passed, l.peers, l.since, l.next, l.took = now, all, 0, 0, time.Since(start)
 	l.read.Store(now.UnixNano())
 	s.larges.mark(hash)
 	s.views.put(hash, seen{view: l.view, at: now, large: l})

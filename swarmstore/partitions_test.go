@@ -131,3 +131,90 @@ func TestSwarmGrowsAndShrinks(t *testing.T) {
 		})
 	}
 }
+
+// Each peer of a large swarm is handed out about equally often.
+func TestPicksOfALargeSwarmAreUniform(t *testing.T) {
+	const peers, answers, want = 10_000, 10_000, 50
+	f := newFleet(t, storetest.Embedded(t), 1)
+	g := f.gateways[0]
+	var batch []*swarm.Announce
+	for n := range peers {
+		batch = append(batch, &swarm.Announce{InfoHash: storetest.Hash(1), Peer: storetest.Peer4(n), Event: swarm.Started, Left: 5})
+		if len(batch) == 500 {
+			announceNow(t, g, batch)
+			batch = batch[:0]
+		}
+	}
+	storetest.Eventually(t, 10*time.Second, func() error {
+		if c := counts(t, g); c.Leechers != peers {
+			return fmt.Errorf("%d peers are counted", c.Leechers)
+		}
+		return nil
+	})
+	got := map[string]float64{}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for n := range answers {
+		a := &swarm.Announce{InfoHash: storetest.Hash(1), Peer: storetest.Peer4(n % peers), Left: 5}
+		announceNow(t, g, []*swarm.Announce{a})
+		picked := a.View.Pick(nil, swarm.Size4, a.Peer, swarm.Leecher, want, rnd.Uint64())
+		if len(picked) != want*swarm.Size4 {
+			p4, p6 := a.View.Offer(swarm.Leecher)
+			t.Fatalf("answer %d: %d bytes of peers, of %d and %d, counts %+v, later %+v", n, len(picked), p4, p6, a.View.Counts(), counts(t, g))
+		}
+		for ; len(picked) > 0; picked = picked[swarm.Size4:] {
+			got[string(picked[:swarm.Size4])]++
+		}
+	}
+	chi, expected := 0.0, float64(answers*want)/peers
+	for _, n := range got {
+		chi += (n - expected) * (n - expected) / expected
+	}
+	chi += float64(peers-len(got)) * expected
+	// Four standard deviations above the mean of chi-square with so many degrees of freedom.
+	if limit := peers + 4*math.Sqrt(2*peers); chi > limit {
+		t.Errorf("chi-square is %.0f, above %.0f", chi, limit)
+	}
+}
+
+// What a gateway began that died, another one ends.
+func TestAnotherMoverGoesOn(t *testing.T) {
+	masters := storetest.Cluster(t, 3, 0)
+	b := storetest.Real(t, masters...)
+	f := newFleet(t, b, 2)
+	dies := f.gateways[0]
+	f.gateways = f.gateways[:1]
+	f.announce(swarm.Started, 0, 2000)
+	storetest.Eventually(t, 5*time.Second, func() error {
+		if n := b.Keys(t); n < 10 {
+			return fmt.Errorf("only %d keys", n) // the layout is not written yet
+		}
+		return nil
+	})
+	dies.Close()
+	b.Advance(time.Minute) // the mover's key expires
+
+	f = &fleet{t: t, gateways: newFleet(t, b, 2).gateways}
+	f.settled("after a mover died", 2000)
+	f.announce(swarm.Started, 2000, 9000)
+	f.settled("growing on", 9000)
+	once := func(peers int) {
+		t.Helper()
+		storetest.Eventually(t, 20*time.Second, func() error {
+			counts(t, f.gateways[0]) // who looks goes on
+			found := b.Peers(t)
+			for _, sets := range found {
+				if sets != 1 {
+					return fmt.Errorf("a peer stands in %d sets", sets)
+				}
+			}
+			if len(found) != peers {
+				return fmt.Errorf("there are %d peers", len(found))
+			}
+			return nil
+		})
+	}
+	once(9000)
+	f.announce(swarm.Stopped, 100, 9000)
+	f.settled("shrinking", 100)
+	once(100)
+}

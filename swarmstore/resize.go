@@ -30,7 +30,8 @@ const (
 	lookAhead      = 8 * time.Second
 	lookAheadTimes = 64
 
-	maxResizes = 16 // under way at a time
+	maxResizes = 1024 // under way at a time, most of them waiting
+	maxSweeps  = 16
 	moverTTL   = 15 * time.Second
 	moverStep  = 500 * time.Millisecond
 	moveChunk  = 128 // partitions that one pipeline looks through
@@ -161,6 +162,10 @@ func (m *mover) resize(to uint8) {
 			return
 		}
 	}
+	if s.larges.sweeping.Acquire(s.ctx, 1) != nil {
+		return
+	}
+	defer s.larges.sweeping.Release(1)
 	if m.sweep(l) && m.write(layout{l.to, l.to}) {
 		s.refresh(m.hash, m.now(), nil)
 	}

@@ -7,9 +7,10 @@
 //	store, err := swarmstore.Open(ctx, swarmstore.Options{URLs: []string{"redis://127.0.0.1:6379"}})
 //	store.Announce(time.Now(), batch, answered)
 //
-// For each Redis node there are a few lanes. While one pipeline of a lane is
-// under way its next one fills (group commit), and what a node is slow or dead
-// for waits or fails in its own lanes only. Reads are the dear half, so each
+// For each Redis node there is a lane. While one of its pipelines is
+// under way the next one fills (group commit), and what a node is slow or dead
+// for waits or fails in its own lane only. Large swarms are spread over partitions on
+// many nodes, and read beside the lanes. Reads are the dear half, so each
 // gateway keeps a view of the swarms that it has just read. DESIGN.md says why.
 package swarmstore
 
@@ -99,6 +100,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	s.larges.reading = map[swarm.InfoHash]*reading{}
 	s.larges.room = semaphore.NewWeighted(maxRefreshes)
 	s.larges.resizing = semaphore.NewWeighted(maxResizes)
+	s.larges.sweeping = semaphore.NewWeighted(maxSweeps)
 
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := s.connect(ctx); err != nil {
@@ -207,7 +209,7 @@ func (s *Store) lane(hash swarm.InfoHash, partition int) *lane {
 	if n == nil {
 		return nil
 	}
-	return n.lanes[(int(hash[3])+partition)%lanesPerNode]
+	return n.lane
 }
 
 // groupFor finds or starts the group of a lane.

@@ -8,6 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"swarmgate/swarmstore/embedded"
+	"swarmgate/swarmstore/swarm"
 )
 
 // Backend is a Redis of some kind, empty, with a clock that can be driven.
@@ -95,6 +96,30 @@ func (b *Backend) Keys(t *testing.T) int {
 		n += int(size)
 	}
 	return n
+}
+
+// Peers counts in how many sets each compact peer stands, whatever its swarm.
+func (b *Backend) Peers(t *testing.T) map[string]int {
+	t.Helper()
+	ctx, sets := context.Background(), map[string]int{}
+	for _, url := range b.URLs {
+		c := client(t, url)
+		keys := c.Scan(ctx, 0, "*", 1000).Iterator()
+		for keys.Next(ctx) {
+			if kind := keys.Val()[len(keys.Val())-1]; kind != 'p' && kind != 'q' {
+				continue
+			}
+			members, err := c.ZRange(ctx, keys.Val(), 0, -1).Result()
+			must(t, err)
+			for _, m := range members {
+				if len(m) >= swarm.Size4 {
+					sets[m]++
+				}
+			}
+		}
+		must(t, keys.Err())
+	}
+	return sets
 }
 
 func client(t *testing.T, url string) *redis.Client {
