@@ -1,10 +1,10 @@
 package swarmstore
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,12 +27,13 @@ type large struct {
 	wanted   atomic.Uint32 // the layout that it should have, as a power of two
 
 	// Of the one who refreshes it:
-	passed time.Time     // when all partitions were read
-	peers  int           // how many there were then
-	since  int64         // announces answered since
-	took   time.Duration // by that
-	grows  float64       // peers a second, as seen by the last two passes
-	next   int           // the part of the view that was read first
+	passed  time.Time     // when all partitions were read
+	peers   int           // how many there were then
+	since   int64         // announces answered since
+	took    time.Duration // by that
+	trimmed time.Time     // when stale peers were removed
+	grows   float64       // peers a second, as seen by the last two passes
+	next    int           // the part of the view that was read first
 }
 
 // shape is a layout, and which of the partitions that peers belong to the view holds: some that
@@ -57,18 +58,23 @@ func (h *shape) rank(compact []byte) int {
 }
 
 const (
-	// maxHeld bounds the partitions that a view holds: some 30,000 peers.
-	maxHeld = 512
+	// maxHeld bounds the partitions that a view holds, and heldPeers the peers in them, roughly.
+	maxHeld   = 4096
+	heldPeers = 1 << 15
 
-	// minReread is how many partitions are read anew at least, when a view is. If they
-	// changed by more than a swarm does that neither grows nor shrinks, all are.
-	minReread = 16
-	steady    = 0.015
+	// A view is read anew in as many of its partitions as pay for it: one for so many
+	// announces answered, and a few at least. If they changed by more than those of a swarm do that
+	// neither grows nor shrinks, all are read.
+	rereadAfter = 16
+	minReread   = 8
+	steady      = 0.015
+	steadyPeers = 8
 
 	// passEvery is how long a partition may go unread, and passAfter how many announces for
 	// each partition may be answered meanwhile: then others are held.
 	passEvery = 2 * time.Minute
 	passAfter = 64
+	trimEvery = time.Minute
 
 	// passShare is the part of the time that may go to reading all partitions again and again while
 	// peers are being moved, when reading some would tell little.
@@ -82,7 +88,6 @@ const (
 	partitionHead = 4096
 
 	maxRefreshes = 256 // under way at a time
-	maxStrays    = 1024
 )
 
 // largeTTL is the age at which the view of a large swarm is read anew. One that is twice
@@ -111,8 +116,8 @@ func (s *Store) large(hash swarm.InfoHash, now time.Time) *large {
 
 func (o *op) route(l *large) {
 	var buf [swarm.Size6]byte
-	o.large = l
-	o.partition = l.shape.Load().place(swarm.AppendCompact(buf[:0], o.announce.Peer))
+	o.large, o.layout = l, l.shape.Load().layout
+	o.partition = o.layout.place(swarm.AppendCompact(buf[:0], o.announce.Peer))
 }
 
 // larges are the large swarms that are being read.
@@ -205,7 +210,9 @@ func (s *Store) readAndGoOn(hash swarm.InfoHash, r *reading) {
 		s.mayResize(hash, l, now, known)
 	}
 	s.goOn(hash, r, l, err) // and it may be read again
-	s.move(hash, to, strays, now)
+	if len(strays) > 0 {
+		s.repair(hash, to, strays, now)
+	}
 }
 
 // goOn with what waited for a reading.
@@ -234,8 +241,8 @@ func (s *Store) goOn(hash swarm.InfoHash, r *reading, l *large, err error) {
 }
 
 // readLarge reads a large swarm, of which l is known already if it is not nil: its layout, and some of its partitions
-// or all. strays are peers that stand where they do not belong.
-func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *large, strays []stray, err error) {
+// or all. strays are partitions with peers that belong elsewhere.
+func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *large, strays []int, err error) {
 	p := &peers{ttl: s.opt.PeerTTL}
 	downloads, err := s.readLayout(p, hash, now)
 	switch {
@@ -285,14 +292,14 @@ func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downlo
 }
 
 // readSome reads some partitions anew, if that is enough to know what has changed.
-func (s *Store) readSome(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) (strays []stray, done bool) {
+func (s *Store) readSome(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) (strays []int, done bool) {
 	h, since := l.shape.Load(), now.Sub(l.passed).Abs()
 	answered := l.answered.Swap(0)
 	l.since += answered
 	if !h.settled() {
 		return nil, since < passShare*l.took
 	}
-	some := make([]bucket, min(max(answered, minReread), int64(h.held)))
+	some := make([]bucket, min(max(answered/rereadAfter, minReread), int64(h.held)))
 	if since >= passEvery || len(some) == h.partitions() || l.since >= passAfter*int64(h.partitions()) {
 		return nil, false
 	}
@@ -300,9 +307,9 @@ func (s *Store) readSome(p *peers, hash swarm.InfoHash, now time.Time, l *large,
 		some[i].partition = (h.first + l.next + i) % h.partitions()
 	}
 	l.view.Note()
-	s.sendAll(s.planBuckets(nil, hash, some), false)
-	strays = s.readBuckets(p, hash, h.layout, some, now)
-	return strays, l.replace(some, downloads)
+	s.sendAll(s.planBuckets(nil, hash, some, now), false)
+	s.readBuckets(p, hash, h.layout, some)
+	return straying(nil, some), l.replace(some, downloads)
 }
 
 // replace puts partitions that were read anew into the view, unless the swarm has changed so
@@ -318,7 +325,7 @@ func (l *large) replace(some []bucket, downloads int) bool {
 			after += total(parts[i].Counts())
 		}
 	}
-	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), 2) {
+	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), steadyPeers) {
 		return false
 	}
 	l.view.Replace(l.next, parts, downloads)
@@ -334,7 +341,7 @@ func total(n [swarm.Classes]int) (sum int) {
 }
 
 // pass reads all partitions, counts them, and keeps some.
-func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) ([]stray, error) {
+func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, downloads int) (straysAt []int, err error) {
 	start := time.Now()
 	h := &shape{layout: p.layout}
 	n, belong := h.partitions(), 1<<h.to
@@ -350,6 +357,10 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	var strays []stray
 	var lastErr error
 	read := 0
+	trim := now.Sub(l.trimmed).Abs() >= trimEvery
+	if trim {
+		l.trimmed = now
+	}
 	buckets := make([]bucket, min(n, passChunk))
 	for from := 0; from < n; from += passChunk {
 		clear(buckets)
@@ -358,12 +369,21 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 				buckets[i].partition = (h.first + from + i) % belong
 			}
 		}
-		s.sendAll(s.planBuckets(nil, hash, buckets), false)
-		more := s.readBuckets(p, hash, h.layout, buckets, now)
-		if h.settled() {
-			more = more[:min(len(more), maxStrays-len(strays))]
+		cmds := s.planBuckets(nil, hash, buckets, now)
+		if trim {
+			for i := range buckets {
+				for _, cmd := range s.trim(peersKey(hash, buckets[i].partition), now) {
+					cmds = append(cmds, routed{hash, buckets[i].partition, cmd})
+				}
+			}
 		}
-		strays = append(strays, more...)
+		s.sendAll(cmds, false)
+		more := s.readBuckets(p, hash, h.layout, buckets)
+		if h.settled() {
+			straysAt = straying(straysAt, buckets)
+		} else {
+			strays = append(strays, more...)
+		}
 		for i := range buckets {
 			b := &buckets[i]
 			if b.err != nil {
@@ -388,8 +408,9 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 				sum[m.class]++
 			}
 		}
-		parts, strays = parts[:h.held], nil // the mover has them
 	}
+	h.held = min(h.held, max(1, belong*heldPeers/max(1, total(sum)*n/read)))
+	parts = parts[:h.held]
 	for i := range parts {
 		parts[i].Sample()
 	}
@@ -409,50 +430,55 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	l.read.Store(now.UnixNano())
 	s.larges.mark(hash)
 	s.views.put(hash, seen{view: l.view, at: now, large: l})
-	return strays, nil
+	return straysAt, nil
 }
 
-// bucket is a partition that is read.
+// bucket is a partition that is read: a range of members for each class, as Redis takes longer to
+// print a score than to find a peer.
 type bucket struct {
 	partition int
-	head      *redis.RawCmd
-	counts    [swarm.Classes]*redis.IntCmd // of one that is larger than its head
+	heads     [swarm.Classes]*redis.RawCmd
+	counts    [swarm.Classes]*redis.IntCmd // of one that is larger than its heads
 	sample    *redis.RawCmd
 
-	part swarm.Part
-	err  error
+	part  swarm.Part
+	stray bool // some peers belong elsewhere
+	err   error
 }
 
-func (s *Store) planBuckets(cmds []routed, hash swarm.InfoHash, buckets []bucket) []routed {
+func (s *Store) planBuckets(cmds []routed, hash swarm.InfoHash, buckets []bucket, now time.Time) []routed {
+	cmds = slices.Grow(cmds, len(buckets)*swarm.Classes)
+	var from, to [swarm.Classes]any
+	for class := range swarm.Class(swarm.Classes) {
+		from[class], to[class] = classStart(class), oldest(class, now, s.opt.PeerTTL)
+	}
 	for i := range buckets {
 		b := &buckets[i]
-		b.head = redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, b.partition), 0, partitionHead-1, "withscores")
-		cmds = append(cmds, routed{hash, b.partition, b.head})
+		var key any = peersKey(hash, b.partition)
+		for class := range b.heads {
+			b.heads[class] = redis.NewRawCmd(s.ctx, "zrangebyscore", key, from[class], to[class], "limit", 0, partitionHead)
+			cmds = append(cmds, routed{hash, b.partition, b.heads[class]})
+		}
 	}
 	return cmds
 }
 
 // readBuckets makes parts of what planBuckets asked for, without the strays.
-func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []bucket, now time.Time) (strays []stray) {
+func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []bucket) (strays []stray) {
 	var more []routed
 	for i := range buckets {
 		b := &buckets[i]
 		before := len(strays)
-		if strays, b.err = p.readPartition(b.head, now, l, b.partition, strays); b.err != nil {
+		if strays, b.err = p.readClasses(b, l, strays); b.err != nil {
+			strays = strays[:before]
 			continue
 		}
-		key := peersKey(hash, b.partition)
-		large := p.held >= partitionHead-1
-		if p.stale || large {
-			for _, cmd := range s.trim(key, now) {
-				more = append(more, routed{hash, b.partition, cmd})
-			}
-		}
-		if !large {
-			b.part = p.part()
+		if p.most < partitionHead {
+			b.part, b.stray = p.part(), len(strays) > before
 			continue
 		}
 		strays = strays[:before]
+		key := peersKey(hash, b.partition)
 		for class := range swarm.Class(swarm.Classes) {
 			b.counts[class] = redis.NewIntCmd(s.ctx, "zcount", key, classStart(class), classStart(class+1)-1)
 			more = append(more, routed{hash, b.partition, b.counts[class]})
@@ -470,10 +496,10 @@ func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []b
 			continue
 		}
 		before := len(strays)
-		if strays, b.err = p.readPartition(b.sample, now, l, b.partition, strays); b.err != nil {
+		if strays, b.err = p.readPartition(b.sample, time.Time{}, l, b.partition, strays); b.err != nil {
 			continue
 		}
-		b.part = p.part()
+		b.part, b.stray = p.part(), len(strays) > before
 		listed := b.part.Counts()
 		for _, m := range strays[before:] {
 			listed[m.class]++
@@ -484,6 +510,38 @@ func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []b
 		}
 	}
 	return strays
+}
+
+// repair moves the strays of partitions in which a reader of a settled layout saw some.
+func (s *Store) repair(hash swarm.InfoHash, l layout, partitions []int, now time.Time) {
+	partitions = partitions[:min(len(partitions), moveChunk)]
+	heads := make([]*redis.RawCmd, len(partitions))
+	var cmds []routed
+	for i, at := range partitions {
+		heads[i] = redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, at), 0, partitionHead-1, "withscores")
+		cmds = append(cmds, routed{hash, at, heads[i]})
+	}
+	s.sendAll(cmds, false)
+	p := &peers{ttl: s.opt.PeerTTL}
+	var strays []stray
+	for i, at := range partitions {
+		strays, _ = p.readPartition(heads[i], now, l, at, strays)
+	}
+	for len(strays) > 0 {
+		n := min(len(strays), moveBatch)
+		s.move(hash, l, strays[:n], now)
+		strays = strays[n:]
+	}
+}
+
+// straying are the partitions that hold strays.
+func straying(at []int, buckets []bucket) []int {
+	for i := range buckets {
+		if buckets[i].stray {
+			at = append(at, buckets[i].partition)
+		}
+	}
+	return at
 }
 
 // errand tells whether an announce that is stored leaves something to do on another node than
@@ -497,9 +555,9 @@ func (o *op) errand() bool {
 
 // elsewhere are the partitions that the peer has to be removed from.
 func (o *op) elsewhere() (partitions []int) {
-	if h := o.large.shape.Load(); o.announce.Event == swarm.Stopped && !h.settled() {
+	if l := o.layout; o.announce.Event == swarm.Stopped && !l.settled() {
 		compact := swarm.AppendCompact(nil, o.announce.Peer)
-		for k := min(h.from, h.to); k <= max(h.from, h.to); k++ { // the mover may have aimed lower at first
+		for k := min(l.from, l.to); k <= max(l.from, l.to); k++ { // the mover may have aimed lower at first
 			if at := (layout{k, k}).place(compact); at != o.partition && !slices.Contains(partitions, at) {
 				partitions = append(partitions, at)
 			}
@@ -510,49 +568,73 @@ func (o *op) elsewhere() (partitions []int) {
 	return partitions
 }
 
-// runErrand does it and gives the group of one back. What cannot be done is left: a number that is lower
+// runErrands does that and gives the group back. What cannot be done is left: a number that is lower
 // by one, or a peer that is there for a while.
-func (s *Store) runErrand(g *group) {
+func (s *Store) runErrands(g *group) {
 	done := func() {
-		g.ops[0].large = nil // no errand any more
+		for i := range g.ops {
+			g.ops[i].large = nil // no errand any more
+		}
 		g.finish()
 	}
-	if !s.larges.room.TryAcquire(1) {
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	err := s.larges.room.Acquire(ctx, 1)
+	cancel()
+	if err != nil {
 		done()
 		return
 	}
-	run := func() {
+	if !s.goes(func() {
 		defer s.larges.room.Release(1)
-		o, a := &g.ops[0], g.ops[0].announce
-		if at := o.elsewhere(); len(at) > 0 {
-			s.remove(o.hash, a.Peer, at...)
-			if a.Event == swarm.Stopped {
-				s.remove(o.hash, a.Peer, o.partition) // the mover may have brought it there meanwhile
-			}
-		}
-		if a.Event == swarm.Completed {
-			cmds, added := s.remember(a, g.now)
-			expire := s.expire(expiring{hash: o.hash, kind: kindCompleted})
-			s.sendAll([]routed{{o.hash, 0, cmds[0]}, {o.hash, 0, cmds[1]}, {o.hash, 0, expire}}, true)
-			if added.Err() == nil && added.Val() > 0 {
-				cmds := s.countDownload(o.hash)
-				s.sendAll([]routed{{o.hash, 0, cmds[0]}, {o.hash, 0, cmds[1]}}, true)
-				o.view.Downloaded()
-			}
-		}
+		s.removeElsewhere(g.ops)
+		s.countDownloads(g.ops, g.now)
 		done()
-	}
-	if !s.goes(run) {
+	}) {
 		s.larges.room.Release(1)
 		done()
 	}
 }
 
-// remove a peer from partitions.
-func (s *Store) remove(hash swarm.InfoHash, peer netip.AddrPort, partitions ...int) {
+// removeElsewhere removes peers from where they stood before, and from where they belong again: the mover may have
+// brought them there meanwhile.
+func (s *Store) removeElsewhere(ops []op) {
+	var before, again []routed
+	remove := func(o *op, at int) routed {
+		return routed{o.hash, at, redis.NewIntCmd(s.ctx, "zrem", peersKey(o.hash, at), swarm.AppendCompact(nil, o.announce.Peer))}
+	}
+	for i := range ops {
+		o := &ops[i]
+		for _, at := range o.elsewhere() {
+			before = append(before, remove(o, at))
+		}
+		if len(before) > 0 && o.announce.Event == swarm.Stopped {
+			again = append(again, remove(o, o.partition))
+		}
+	}
+	s.sendAll(before, true)
+	s.sendAll(again, true)
+}
+
+// countDownloads counts those of large swarms.
+func (s *Store) countDownloads(ops []op, now time.Time) {
 	var cmds []routed
-	for _, at := range partitions {
-		cmds = append(cmds, routed{hash, at, redis.NewIntCmd(s.ctx, "zrem", peersKey(hash, at), swarm.AppendCompact(nil, peer))})
+	added := make([]*redis.IntCmd, len(ops))
+	for i := range ops {
+		if o := &ops[i]; o.announce.Event == swarm.Completed {
+			var remember [2]redis.Cmder
+			remember, added[i] = s.remember(o.announce, now)
+			expire := s.expire(expiring{hash: o.hash, kind: kindCompleted})
+			cmds = append(cmds, routed{o.hash, 0, remember[0]}, routed{o.hash, 0, remember[1]}, routed{o.hash, 0, expire})
+		}
+	}
+	s.sendAll(cmds, true)
+	cmds = cmds[:0]
+	for i, cmd := range added {
+		if cmd != nil && cmd.Err() == nil && cmd.Val() > 0 {
+			count := s.countDownload(ops[i].hash)
+			cmds = append(cmds, routed{ops[i].hash, 0, count[0]}, routed{ops[i].hash, 0, count[1]})
+			ops[i].view.Downloaded()
+		}
 	}
 	s.sendAll(cmds, true)
 }

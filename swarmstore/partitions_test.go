@@ -158,8 +158,7 @@ func TestPicksOfALargeSwarmAreUniform(t *testing.T) {
 		announceNow(t, g, []*swarm.Announce{a})
 		picked := a.View.Pick(nil, swarm.Size4, a.Peer, swarm.Leecher, want, rnd.Uint64())
 		if len(picked) != want*swarm.Size4 {
-			p4, p6 := a.View.Offer(swarm.Leecher)
-			t.Fatalf("answer %d: %d bytes of peers, of %d and %d, counts %+v, later %+v", n, len(picked), p4, p6, a.View.Counts(), counts(t, g))
+			t.Fatalf("%d bytes of peers", len(picked))
 		}
 		for ; len(picked) > 0; picked = picked[swarm.Size4:] {
 			got[string(picked[:swarm.Size4])]++

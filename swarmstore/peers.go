@@ -15,6 +15,7 @@ type peers struct {
 
 	compact [2][swarm.Classes][]byte // by address family and class
 	held    int                      // members of the reply
+	most    int                      // of one class, after readClasses
 	stale   bool                     // some are too old
 	layout  layout
 	marked  bool // layout was there
@@ -68,6 +69,39 @@ func (p *peers) readPartition(cmd *redis.RawCmd, now time.Time, l layout, partit
 		return true
 	})
 	return strays, err
+}
+
+// readClasses reads the replies to the ranges of a partition, and appends to strays likewise, without scores.
+func (p *peers) readClasses(b *bucket, l layout, strays []stray) ([]stray, error) {
+	p.most = 0
+	for class, cmd := range b.heads {
+		for f := range p.compact {
+			p.compact[f][class] = p.compact[f][class][:0]
+		}
+		if err := cmdError(cmd); err != nil {
+			return strays, err
+		}
+		held := 0
+		if err := parseMembers(cmd.Val(), func(member []byte) {
+			held++
+			if len(member) != swarm.Size4 && len(member) != swarm.Size6 {
+				return
+			}
+			if l.place(member) != b.partition {
+				strays = append(strays, stray{partition: b.partition, peer: bytes.Clone(member), class: swarm.Class(class)})
+				return
+			}
+			f := 0
+			if len(member) == swarm.Size6 {
+				f = 1
+			}
+			p.compact[f][class] = append(p.compact[f][class], member...)
+		}); err != nil {
+			return strays, err
+		}
+		p.most = max(p.most, held)
+	}
+	return strays, nil
 }
 
 // part copies the peers.

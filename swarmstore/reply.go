@@ -55,6 +55,25 @@ func parsePeers(raw []byte, yield func(member []byte, score int64)) error {
 	return nil
 }
 
+// parseMembers reads a RESP2 reply of members alone, likewise.
+func parseMembers(raw []byte, yield func(member []byte)) error {
+	n, raw, ok := header(raw, '*')
+	if !ok {
+		return errReply
+	}
+	for range n {
+		var member []byte
+		if member, raw, ok = bulk(raw); !ok {
+			return errReply
+		}
+		yield(member)
+	}
+	if len(raw) != 0 {
+		return errReply
+	}
+	return nil
+}
+
 // header reads "<kind><n>\r\n".
 func header(raw []byte, kind byte) (n int, rest []byte, ok bool) {
 	end := bytes.IndexByte(raw, '\n')

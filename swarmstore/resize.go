@@ -28,7 +28,7 @@ const (
 	// A swarm that grows is given room for as many peers as it may have this much later,
 	// but for no more than so many times its peers.
 	lookAhead      = 8 * time.Second
-	lookAheadTimes = 64
+	lookAheadTimes = 15
 
 	maxResizes = 1024 // under way at a time, most of them waiting
 	maxSweeps  = 16

@@ -99,6 +99,10 @@ func FuzzParsePeers(f *testing.F) {
 		if err == nil && held > len(raw) {
 			t.Fatalf("%d bytes of reply hold %d", len(raw), held)
 		}
+		held = 0
+		if parseMembers(raw, func(member []byte) { held += len(member) + len("$0\r\n\r\n") }) == nil && held > len(raw) {
+			t.Fatalf("%d bytes of reply hold %d of members", len(raw), held)
+		}
 	})
 }
 
@@ -120,6 +124,27 @@ func TestParsePeers(t *testing.T) {
 	} {
 		var got strings.Builder
 		err := parsePeers([]byte(test.raw), func(member []byte, score int64) { fmt.Fprintf(&got, "%q %d, ", member, score) })
+		if (err == nil) != test.ok || test.ok && got.String() != test.want {
+			t.Errorf("%q is %q, %v", test.raw, got.String(), err)
+		}
+	}
+}
+
+func TestParseMembers(t *testing.T) {
+	for _, test := range []struct {
+		raw, want string
+		ok        bool
+	}{
+		{"*0\r\n", "", true},
+		{"*2\r\n$6\r\nabcdef\r\n$6\r\nab\r\nef\r\n", `"abcdef" "ab\r\nef" `, true},
+		{"*2\r\n$6\r\nabcdef\r\n", "", false},
+		{"*1\r\n$6\r\nabcdef\r\nx", "", false},
+		{"*-1\r\n", "", false},
+		{"$1\r\na\r\n", "", false},
+		{"", "", false},
+	} {
+		var got strings.Builder
+		err := parseMembers([]byte(test.raw), func(member []byte) { fmt.Fprintf(&got, "%q ", member) })
 		if (err == nil) != test.ok || test.ok && got.String() != test.want {
 			t.Errorf("%q is %q, %v", test.raw, got.String(), err)
 		}

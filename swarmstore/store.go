@@ -261,6 +261,7 @@ type op struct {
 	err  error
 
 	large     *large // nil for a small swarm, or one that was not seen yet
+	layout    layout // of a large one, as far as is known
 	partition int
 	again     bool // it turned out to be large: to be done anew, when that is known
 	stray     bool // and so was written to the first partition
@@ -297,6 +298,7 @@ func (g *group) fail(err error) {
 func (g *group) finish() {
 	done := g.ops[:0]
 	announces := g.announces[:0]
+	var errands *group
 	for i := range g.ops {
 		o := &g.ops[i]
 		switch {
@@ -304,8 +306,11 @@ func (g *group) finish() {
 			s := g.lane.node.store
 			s.refresh(o.hash, g.now, g.part(op{hash: o.hash, announce: o.announce, index: o.index, stray: o.write != nil}))
 		case o.err == nil && o.errand():
-			s := g.lane.node.store
-			s.runErrand(g.part(*o))
+			if errands == nil {
+				errands = g.part(*o)
+			} else {
+				errands.add(*o)
+			}
 		default:
 			done = append(done, *o)
 			if o.announce != nil {
@@ -319,6 +324,9 @@ func (g *group) finish() {
 		g.scraping.finish(done)
 	case len(announces) > 0:
 		g.answered(announces)
+	}
+	if errands != nil {
+		g.lane.node.store.runErrands(errands)
 	}
 	clear(g.ops)
 	clear(g.announces)
