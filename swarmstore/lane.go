@@ -22,10 +22,12 @@ const (
 	// than a loaded node needs for a pipeline, shorter than a client notices.
 	patience = 100 * time.Millisecond
 
-	// pace is the time from the beginning of one pipeline of a lane to that of the next, at
-	// least. With many clients it lets a pipeline fill, which costs all sides less; one that comes alone does not
-	// wait.
-	pace = time.Millisecond
+	// A lane lets time pass from the beginning of one pipeline to that of the next, so that it fills,
+	// which costs all sides less: until so many operations are there, as the last ones came, but within
+	// these bounds. An operation that comes alone does not wait.
+	fullEnough = 16
+	minPace    = time.Millisecond
+	maxPace    = 4 * time.Millisecond
 
 	// queueTime is how old a lane may let the news get where a large swarm's peers belong.
 	queueTime = time.Second
@@ -113,7 +115,8 @@ func (l *lane) put(g *group) {
 func (l *lane) run() {
 	x := newExchange(l.store)
 	groups := make([]*group, 0, maxExchange)
-	var last time.Time // when the last pipeline began
+	last := time.Now() // when the last pipeline began
+	pace := minPace
 	for {
 		select {
 		case g := <-l.queue:
@@ -125,7 +128,9 @@ func (l *lane) run() {
 		if early := pace - time.Since(last); early > 0 {
 			time.Sleep(early)
 		}
-		last = time.Now()
+		now := time.Now()
+		gap := now.Sub(last)
+		last = now
 		n := len(groups[0].ops)
 	fill:
 		for n < maxExchange {
@@ -137,6 +142,7 @@ func (l *lane) run() {
 				break fill
 			}
 		}
+		pace = min(max(min(gap, time.Second)*fullEnough/time.Duration(n), minPace), maxPace)
 		l.room.Release(int64(n))
 		l.stalled.Store(false)
 

@@ -124,6 +124,7 @@ func (o *op) route(l *large) {
 type larges struct {
 	mu       sync.Mutex
 	reading  map[swarm.InfoHash]*reading
+	queue    []swarm.InfoHash    // of those that wait for room
 	room     *semaphore.Weighted // of maxRefreshes
 	resizing *semaphore.Weighted // of maxResizes
 	sweeping *semaphore.Weighted // of maxSweeps
@@ -168,21 +169,27 @@ func (s *Store) refresh(hash swarm.InfoHash, now time.Time, waiting *group) {
 		s.larges.mu.Unlock()
 		return
 	}
-	started := s.larges.room.TryAcquire(1)
-	if started {
+	room := s.larges.room.TryAcquire(1)
+	if room || waiting != nil {
 		r = &reading{now: now}
 		if waiting != nil {
 			r.waiting = append(r.waiting, waiting)
 		}
 		s.larges.reading[hash] = r
+		if !room {
+			s.larges.queue = append(s.larges.queue, hash) // whose length the requests under way bound
+		}
 	}
 	s.larges.mu.Unlock()
-	switch {
-	case started && s.goes(func() { s.readAndGoOn(hash, r) }):
-	case started:
+	if room {
+		s.start(hash, r)
+	}
+}
+
+// start a reading for which there is room.
+func (s *Store) start(hash swarm.InfoHash, r *reading) {
+	if !s.goes(func() { s.readAndGoOn(hash, r) }) {
 		s.goOn(hash, r, nil, swarm.ErrUnavailable)
-	case waiting != nil:
-		waiting.fail(swarm.ErrBusy)
 	}
 }
 
@@ -220,8 +227,19 @@ func (s *Store) goOn(hash swarm.InfoHash, r *reading, l *large, err error) {
 	s.larges.mu.Lock()
 	waiting := r.waiting
 	delete(s.larges.reading, hash)
+	var next *reading // which gets the room of this one
+	var nextHash swarm.InfoHash
+	if len(s.larges.queue) > 0 {
+		nextHash = s.larges.queue[0]
+		s.larges.queue = s.larges.queue[1:]
+		next = s.larges.reading[nextHash]
+	}
 	s.larges.mu.Unlock()
-	s.larges.room.Release(1)
+	if next != nil {
+		defer s.start(nextHash, next)
+	} else {
+		s.larges.room.Release(1)
+	}
 	for _, g := range waiting {
 		o := &g.ops[0]
 		switch {
@@ -422,7 +440,7 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 	l.shape.Store(h)
 	all := counts.Seeders + counts.Incomplete()
 	if took := now.Sub(l.passed).Seconds(); took > 0 && took < passEvery.Seconds() {
-		l.grows = float64(all-l.peers) / max(took, 0.5)
+		l.grows = float64(all-l.peers) / max(took, 0.05)
 	} else {
 		l.grows = 0
 	}

@@ -27,7 +27,7 @@ const (
 
 	// A swarm that grows is given room for as many peers as it may have this much later,
 	// but for no more than so many times its peers.
-	lookAhead      = 8 * time.Second
+	lookAhead      = 4 * time.Second
 	lookAheadTimes = 15
 
 	maxResizes = 1024 // under way at a time, most of them waiting
@@ -145,22 +145,8 @@ func (m *mover) resize(to uint8) {
 		}
 	}
 	s.refresh(m.hash, m.now(), nil)
-	for waited := time.Duration(0); waited < 2*s.largeTTL()+queueTime+readTimeout; waited += moverStep {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-time.After(moverStep):
-		}
-		if seen := s.views.get(m.hash); seen.large != nil && uint8(seen.large.wanted.Load()) > l.to {
-			l.to = uint8(seen.large.wanted.Load()) // it has grown faster than was to be seen
-			waited = 0
-			if !m.write(l) {
-				return
-			}
-			s.refresh(m.hash, m.now(), nil)
-		} else if !m.holds() {
-			return
-		}
+	if !m.wait(&l) {
+		return
 	}
 	if s.larges.sweeping.Acquire(s.ctx, 1) != nil {
 		return
@@ -169,6 +155,36 @@ func (m *mover) resize(to uint8) {
 	if m.sweep(l) && m.write(layout{l.to, l.to}) {
 		s.refresh(m.hash, m.now(), nil)
 	}
+}
+
+// wait until no gateway knows an older layout than l. If the swarm grows faster than was to be seen,
+// l is aimed higher meanwhile: in the first second it is looked at often, so that few peers are written by a layout
+// that does not last.
+func (m *mover) wait(l *layout) bool {
+	s, began, step := m.store, time.Now(), moverStep/5
+	for since := began; time.Since(since) < 2*s.largeTTL()+queueTime+readTimeout; {
+		select {
+		case <-s.ctx.Done():
+			return false
+		case <-time.After(step):
+		}
+		if step < moverStep {
+			s.refresh(m.hash, m.now(), nil)
+			if time.Since(began) > 2*moverStep {
+				step = moverStep
+			}
+		}
+		if seen := s.views.get(m.hash); seen.large != nil && uint8(seen.large.wanted.Load()) > l.to {
+			l.to, since = uint8(seen.large.wanted.Load()), time.Now()
+			if !m.write(*l) {
+				return false
+			}
+			s.refresh(m.hash, m.now(), nil)
+		} else if step == moverStep && !m.holds() {
+			return false
+		}
+	}
+	return true
 }
 
 // write the layout of the swarm.
