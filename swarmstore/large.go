@@ -44,8 +44,8 @@ type shape struct {
 }
 
 // part of the view that holds a peer's partition, or below 0.
-func (h *shape) part(compact []byte) int {
-	if i := h.rank(compact); i < h.held {
+func (h *shape) part(compact [swarm.Size6]byte, size int) int {
+	if i := h.rank(compact[:size]); i < h.held {
 		return i
 	}
 	return -1

@@ -192,17 +192,22 @@ func TestPicksAreUniform(t *testing.T) {
 	}
 }
 
+func compactOf(n int) (b [Size6]byte) {
+	AppendCompact(b[:0], peer(n))
+	return b
+}
+
 // split spreads leechers 0 to n over parts by their number, and keeps the first held parts.
-func split(n, parts, held int) ([]Part, func([]byte) int) {
+func split(n, parts, held int) ([]Part, Place) {
 	kept := make([]Part, held)
-	place := func(compact []byte) int {
+	place := func(compact [Size6]byte, _ int) int {
 		if at := int(compact[3]) % parts; at < held {
 			return at
 		}
 		return -1
 	}
 	for i := range n {
-		if at := place(AppendCompact(nil, peer(i))); at >= 0 {
+		if at := place(compactOf(i), Size4); at >= 0 {
 			kept[at].Add(AppendCompact(nil, peer(i)), Class(i/parts%Classes))
 		}
 	}
@@ -220,7 +225,7 @@ func TestPartsAreOneSwarm(t *testing.T) {
 		there, _ := v.Offer(Leecher)
 		for asker := range test.peers {
 			want := there
-			if place(AppendCompact(nil, peer(asker))) >= 0 {
+			if place(compactOf(asker), Size4) >= 0 {
 				want--
 			}
 			got := picks(t, v, peer(asker), Leecher, 1000, uint64(asker))
@@ -322,7 +327,7 @@ func BenchmarkPick(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			parts := (n + 63) / 64
 			kept := make([]Part, parts)
-			place := func(compact []byte) int { return (int(compact[2])<<8 + int(compact[3])) % parts }
+			place := func(compact [Size6]byte, _ int) int { return (int(compact[2])<<8 + int(compact[3])) % parts }
 			for i := range n {
 				kept[i%parts].Add(AppendCompact(nil, peer(i)), Class(i/parts%Classes))
 			}
@@ -365,5 +370,20 @@ func TestPartKeepsItsOrder(t *testing.T) {
 		if v.Counts() != counts {
 			t.Fatalf("counts are %+v, want %+v", v.Counts(), counts)
 		}
+	}
+}
+
+func TestViewsTakeNoMemoryForAnAnnounce(t *testing.T) {
+	parts, place := split(1000, 16, 16)
+	v := NewView(Part{}, 0)
+	v.Renew(parts, place, Counts{}, 1)
+	dst := make([]byte, 0, 1000)
+	p, n := peer(5), uint64(0)
+	if got := testing.AllocsPerRun(1000, func() {
+		n++
+		v.Put(p, Leecher, false)
+		dst = v.Pick(dst[:0], Size4, p, Leecher, 50, n)
+	}); got != 0 {
+		t.Errorf("%v allocations", got)
 	}
 }

@@ -22,6 +22,10 @@ type Part struct {
 	More  [Classes]int       // how many there are beyond the listed, which then are a sample
 }
 
+// Place tells the part of a View that a compact peer of size bytes belongs to, or below 0 if that is
+// not held. The peer is passed by value, so that it needs no memory of its own.
+type Place func(compact [Size6]byte, size int) int
+
 // View is what a gateway knows of one swarm for a moment: its counts, and its peers or
 // a fair part of them. A View may be used by many goroutines at once.
 type View struct {
@@ -30,9 +34,9 @@ type View struct {
 	mu        sync.Mutex
 	downloads int
 	parts     []Part
-	place     func(compact []byte) int // which part a peer belongs to; below 0: to none that is held
-	held      [Classes]int             // peers of the parts, listed or not
-	base      [Classes]float64         // the counts are base + scale * held
+	place     Place            // which part a peer belongs to; nil: to the only one
+	held      [Classes]int     // peers of the parts, listed or not
+	base      [Classes]float64 // the counts are base + scale * held
 	scale     float64
 	listed    [2][2]int // peers of each family in the lists: leechers, and all
 	rows      []row     // the same of each part
@@ -68,7 +72,7 @@ func NewView(part Part, downloads int) *View {
 
 // Renew replaces all that the view knows: its parts, of which place tells where a peer
 // belongs, and the counts of the whole swarm, of which the parts are one in scale.
-func (v *View) Renew(parts []Part, place func(compact []byte) int, counts Counts, scale float64) {
+func (v *View) Renew(parts []Part, place Place, counts Counts, scale float64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.downloads, v.scale, v.added = counts.Downloads, scale, 0
@@ -99,7 +103,7 @@ func (v *View) Replace(i int, parts []*Part, downloads int) {
 	v.replay()
 }
 
-func (v *View) take(parts []Part, rows []row, place func([]byte) int) {
+func (v *View) take(parts []Part, rows []row, place Place) {
 	v.parts, v.rows, v.place = parts, rows, place
 	v.held, v.listed = [Classes]int{}, [2][2]int{}
 	for i := range parts {
@@ -220,7 +224,7 @@ func (v *View) note(n note) {
 func (v *View) put(peer netip.AddrPort, class Class, added bool) {
 	var buf [Size6]byte
 	compact := AppendCompact(buf[:0], peer)
-	f, i := familyOf(len(compact)), v.partOf(compact)
+	f, i := familyOf(len(compact)), v.partOf(buf, len(compact))
 	if i < 0 {
 		return
 	}
@@ -261,7 +265,7 @@ func (v *View) Drop(peer netip.AddrPort, class Class, removed bool) {
 func (v *View) drop(peer netip.AddrPort, class Class, removed bool) {
 	var buf [Size6]byte
 	compact := AppendCompact(buf[:0], peer)
-	f, i := familyOf(len(compact)), v.partOf(compact)
+	f, i := familyOf(len(compact)), v.partOf(buf, len(compact))
 	if i < 0 {
 		return
 	}
@@ -376,7 +380,7 @@ func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
 	if len(own) != sizes[f] {
 		return -1
 	}
-	i := v.partOf(own)
+	i := v.partOf(buf, len(own))
 	if i < 0 {
 		return -1
 	}
@@ -391,11 +395,11 @@ func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
 }
 
 // partOf is the part that a peer belongs to, or below 0.
-func (v *View) partOf(compact []byte) int {
+func (v *View) partOf(compact [Size6]byte, size int) int {
 	if v.place == nil {
 		return 0
 	}
-	return v.place(compact)
+	return v.place(compact, size)
 }
 
 // NewPart lists compact peers, by address family and class, of which it keeps a copy.
