@@ -62,7 +62,7 @@ func newMetrics() *metrics {
 		exchangeOps:     prometheus.NewHistogram(histogram("store_batch_operations", "Announces and look-ups that one pipeline carried.", sizes)),
 		exchangeSeconds: prometheus.NewHistogram(histogram("store_seconds", "What a pipeline took.", latency)),
 		exchangeErrors:  prometheus.NewCounter(counter("store_errors_total", "Pipelines that a Redis node did not answer.")),
-		refused:         prometheus.NewCounter(counter("store_refused_total", "Announces and look-ups that the store failed, for any reason.")),
+		refused:         prometheus.NewCounter(counter("store_refused_total", "Announces and look-ups that Redis refused or did not answer.")),
 		views:           prometheus.NewCounterVec(counter("views_total", "Swarms looked up in the views: hit, or miss and read."), []string{"result"}),
 		absorbed:        prometheus.NewCounter(counter("repeats_absorbed_total", "Repeated announces answered without a write.")),
 	}

@@ -25,6 +25,8 @@ type exchange struct {
 	heads  []*zhead // likewise
 	headed int
 
+	expiries []expiry // that the pipeline sets
+
 	absorbed int  // repeats that the pipeline leaves out
 	writes   bool // the pipeline has writes
 	short    bool // they are on too few replicas
@@ -35,6 +37,12 @@ type expiring struct {
 	hash      swarm.InfoHash
 	kind      byte
 	partition int
+}
+
+// expiry is a key and the command that makes it last.
+type expiry struct {
+	key expiring
+	cmd redis.Cmder
 }
 
 // read of one small swarm.
@@ -101,7 +109,7 @@ func (x *exchange) send(client *redis.Client) error {
 
 // plan fills cmds with what the groups need of Redis.
 func (x *exchange) plan(groups []*group) (ops int) {
-	x.cmds, x.reads, x.used, x.headed = x.cmds[:0], x.reads[:0], 0, 0
+	x.cmds, x.reads, x.expiries, x.used, x.headed = x.cmds[:0], x.reads[:0], x.expiries[:0], 0, 0
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
@@ -154,13 +162,26 @@ func (x *exchange) plan(groups []*group) (ops int) {
 	return ops
 }
 
-// planAbsorbed fills cmds with the writes that plan left out as repeats.
+// planAbsorbed fills cmds with the writes that plan left out as repeats, but for those of peers
+// of which the pipeline has written something else.
 func (x *exchange) planAbsorbed(groups []*group) {
-	x.cmds = x.cmds[:0]
+	x.cmds, x.expiries = x.cmds[:0], x.expiries[:0]
 	clear(x.alive)
+	written := map[peerID]bool{}
+	id := func(a *swarm.Announce) (b peerID) {
+		b.of(a)
+		return b
+	}
 	for _, g := range groups {
 		for i := range g.ops {
-			if o := &g.ops[i]; o.announce != nil && o.write == nil && !o.again {
+			if o := &g.ops[i]; o.write != nil {
+				written[id(o.announce)] = true
+			}
+		}
+	}
+	for _, g := range groups {
+		for i := range g.ops {
+			if o := &g.ops[i]; o.announce != nil && o.write == nil && !o.again && !written[id(o.announce)] {
 				o.late = x.planWrite(o, g.now)
 			}
 		}
@@ -177,7 +198,8 @@ const expirySlack = 16
 func (x *exchange) planExpiry() {
 	for e, set := range x.alive {
 		if set {
-			x.cmds = append(x.cmds, x.store.expire(e))
+			x.expiries = append(x.expiries, expiry{e, x.store.expire(e)})
+			x.cmds = append(x.cmds, x.expiries[len(x.expiries)-1].cmd)
 		}
 	}
 }
@@ -403,9 +425,9 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 	now := latest(groups)
 	x.cmds = x.cmds[:0]
 	var id expiringID
-	for e, set := range x.alive {
-		if set {
-			x.store.expired.put(e.id(&id), 0, now)
+	for _, e := range x.expiries {
+		if e.cmd.Err() == nil {
+			x.store.expired.put(e.key.id(&id), 0, now)
 		}
 	}
 	for _, g := range groups {

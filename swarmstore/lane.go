@@ -87,7 +87,7 @@ func (s *Store) node(client *redis.Client) *node {
 // put queues a group, or fails it when the lane takes no more. A nil lane stands
 // for a node that is not known.
 func (l *lane) put(g *group) {
-	if l == nil || l.node.isSpared() {
+	if l == nil || l.node.isSpared() || l.store.ctx.Err() != nil {
 		g.fail(swarm.ErrUnavailable)
 		return
 	}
@@ -161,8 +161,7 @@ func (l *lane) run() {
 	}
 }
 
-// drain fails what still waits when the store closes. Who puts a group later
-// finds the lane full sooner or later, or nobody to take it: callers end first.
+// drain fails what still waits when the store closes. Callers end first.
 func (l *lane) drain() {
 	for {
 		select {

@@ -1,7 +1,6 @@
 package swarmstore
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -27,6 +26,7 @@ type large struct {
 	wanted   atomic.Uint32 // the layout that it should have, as a power of two
 
 	// Of the one who refreshes it:
+	told    time.Time     // when its layout was read
 	passed  time.Time     // when all partitions were read
 	peers   int           // how many there were then
 	since   int64         // announces answered since
@@ -87,7 +87,11 @@ const (
 	// swarm has far outgrown its layout. Then it is counted, and a sample read.
 	partitionHead = 4096
 
+	// toldEnough is how long a layout is taken to last whose node is away: longer than a failover.
+	toldEnough = 30 * time.Second
+
 	maxRefreshes = 256 // under way at a time
+	maxErrands   = 256 // pipelines whose announces have some, likewise
 )
 
 // largeTTL is the age at which the view of a large swarm is read anew. One that is twice
@@ -126,6 +130,7 @@ type larges struct {
 	reading  map[swarm.InfoHash]*reading
 	queue    []swarm.InfoHash    // of those that wait for room
 	room     *semaphore.Weighted // of maxRefreshes
+	errands  *semaphore.Weighted // of maxErrands
 	resizing *semaphore.Weighted // of maxResizes
 	sweeping *semaphore.Weighted // of maxSweeps
 
@@ -217,8 +222,9 @@ func (s *Store) readAndGoOn(hash swarm.InfoHash, r *reading) {
 		s.mayResize(hash, l, now, known)
 	}
 	s.goOn(hash, r, l, err) // and it may be read again
-	if len(strays) > 0 {
+	if m := s.mover(hash, now); len(strays) > 0 && m.take() {
 		s.repair(hash, to, strays, now)
+		m.release()
 	}
 }
 
@@ -264,7 +270,9 @@ func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *larg
 	p := &peers{ttl: s.opt.PeerTTL}
 	downloads, err := s.readLayout(p, hash, now)
 	switch {
-	case err != nil && l == nil:
+	case err == nil && l != nil:
+		l.told = now
+	case err != nil && (l == nil || now.Sub(l.told).Abs() > toldEnough):
 		return nil, nil, err
 	case err != nil: // its node is away; those of other partitions may be there
 		p.layout, downloads = l.shape.Load().layout, l.view.Counts().Downloads
@@ -278,7 +286,7 @@ func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *larg
 		}
 	}
 	if l == nil {
-		l = &large{view: swarm.NewView(swarm.Part{}, 0)}
+		l = &large{view: swarm.NewView(swarm.Part{}, 0), told: now}
 		l.view.Complete = true
 	}
 	strays, err = s.pass(p, hash, now, l, downloads)
@@ -296,14 +304,15 @@ func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downlo
 	first := expiring{hash: hash, kind: kindPeers}
 	var id expiringID
 	expire := !s.expired.has(first.id(&id), 0, now)
-	if expire { // the layout has to outlive all partitions
-		cmds = append(cmds, routed{hash, 0, s.expire(first)})
+	lasting := s.expire(first) // the layout has to outlive all partitions
+	if expire {
+		cmds = append(cmds, routed{hash, 0, lasting})
 	}
 	s.sendAll(cmds, false)
 	if err := p.read(head, now, nil); err != nil {
 		return 0, err
 	}
-	if expire {
+	if expire && lasting.Err() == nil {
 		s.expired.put(first.id(&id), 0, now)
 	}
 	return number(get)
@@ -563,7 +572,8 @@ func straying(at []int, buckets []bucket) []int {
 }
 
 // errand tells whether an announce that is stored leaves something to do on another node than
-// its peer's: a download to count, or a peer to remove from where it stood before or was written by mistake.
+// its peer's: a download to count, or a peer that stopped to remove from where it may stand yet. Who lives is moved
+// by who has the mover's key, and nobody else.
 func (o *op) errand() bool {
 	if o.large == nil || o.announce == nil || o.write == nil {
 		return false
@@ -580,7 +590,7 @@ func (o *op) elsewhere() (partitions []int) {
 				partitions = append(partitions, at)
 			}
 		}
-	} else if o.stray && o.partition != 0 {
+	} else if o.stray && o.announce.Event == swarm.Stopped && o.partition != 0 {
 		partitions = append(partitions, 0)
 	}
 	return partitions
@@ -595,20 +605,17 @@ func (s *Store) runErrands(g *group) {
 		}
 		g.finish()
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, patience)
-	err := s.larges.room.Acquire(ctx, 1)
-	cancel()
-	if err != nil {
+	if !s.larges.errands.TryAcquire(1) {
 		done()
 		return
 	}
 	if !s.goes(func() {
-		defer s.larges.room.Release(1)
+		defer s.larges.errands.Release(1)
 		s.removeElsewhere(g.ops)
 		s.countDownloads(g.ops, g.now)
 		done()
 	}) {
-		s.larges.room.Release(1)
+		s.larges.errands.Release(1)
 		done()
 	}
 }
@@ -622,10 +629,11 @@ func (s *Store) removeElsewhere(ops []op) {
 	}
 	for i := range ops {
 		o := &ops[i]
-		for _, at := range o.elsewhere() {
+		elsewhere := o.elsewhere()
+		for _, at := range elsewhere {
 			before = append(before, remove(o, at))
 		}
-		if len(before) > 0 && o.announce.Event == swarm.Stopped {
+		if len(elsewhere) > 0 {
 			again = append(again, remove(o, o.partition))
 		}
 	}

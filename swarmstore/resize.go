@@ -77,7 +77,7 @@ func (s *Store) mayResize(hash swarm.InfoHash, l *large, now time.Time, before s
 	}
 	if !s.goes(func() {
 		defer s.larges.resizing.Release(1)
-		m := &mover{store: s, hash: hash, began: now, clock: time.Now(), token: rand.Text()}
+		m := s.mover(hash, now)
 		if !m.take() {
 			return
 		}
@@ -95,6 +95,10 @@ type mover struct {
 	began time.Time
 	clock time.Time // when that was
 	token string
+}
+
+func (s *Store) mover(hash swarm.InfoHash, now time.Time) *mover {
+	return &mover{store: s, hash: hash, began: now, clock: time.Now(), token: rand.Text()}
 }
 
 func (m *mover) now() time.Time { return m.began.Add(time.Since(m.clock)) }
@@ -174,7 +178,7 @@ func (m *mover) wait(l *layout) bool {
 				step = moverStep
 			}
 		}
-		if seen := s.views.get(m.hash); seen.large != nil && uint8(seen.large.wanted.Load()) > l.to {
+		if seen := s.views.get(m.hash); l.to > l.from && seen.large != nil && uint8(seen.large.wanted.Load()) > l.to {
 			l.to, since = uint8(seen.large.wanted.Load()), time.Now()
 			if !m.write(*l) {
 				return false

@@ -19,6 +19,9 @@ const (
 	replicaTimeout = readTimeout / 2
 )
 
+// errNotSent stands in a command until it is answered.
+var errNotSent = errors.New("not sent to Redis")
+
 // send runs commands as one pipeline; short says that its writes, if it has some, are on
 // too few replicas. What a node sends elsewhere, as it does while slots move, is sent
 // there. An error means that the node did not answer; what a single command failed
@@ -66,7 +69,7 @@ func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask b
 	ctx := s.ctx
 	pipe := client.Pipeline()
 	for _, cmd := range cmds {
-		cmd.SetErr(nil)
+		cmd.SetErr(errNotSent)
 		if ask {
 			_ = pipe.Process(ctx, redis.NewStatusCmd(ctx, "asking"))
 		}
@@ -80,8 +83,8 @@ func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask b
 	}
 	_, err = pipe.Exec(ctx)
 	var reply redis.Error
-	if err != nil && !errors.As(err, &reply) {
-		return false, err
+	if err != nil && (!errors.As(err, &reply) || cmds[0].Err() == errNotSent) {
+		return false, err // also when a new connection was refused, which no command is told
 	}
 	return acks != nil && int(acks.Val()) < want, nil
 }

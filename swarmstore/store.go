@@ -99,6 +99,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	s.expired = newRecent(opt.PeerTTL / expirySlack)
 	s.larges.reading = map[swarm.InfoHash]*reading{}
 	s.larges.room = semaphore.NewWeighted(maxRefreshes)
+	s.larges.errands = semaphore.NewWeighted(maxErrands)
 	s.larges.resizing = semaphore.NewWeighted(maxResizes)
 	s.larges.sweeping = semaphore.NewWeighted(maxSweeps)
 
@@ -117,6 +118,10 @@ func (s *Store) Close() {
 	s.mu.Unlock()
 	s.stop()
 	s.wg.Wait()
+	s.nodes.Range(func(_, n any) bool {
+		n.(*node).lane.drain() // what readings put there at the end
+		return true
+	})
 	if b := s.backend.Load(); b != nil {
 		_ = b.client.Close()
 	}

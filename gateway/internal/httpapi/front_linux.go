@@ -120,6 +120,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	go f.run()
 	if !s.front.CompareAndSwap(nil, f) { // shut down already
+		f.once.Do(func() { close(f.drained) }) // Fiber takes nothing
 		return f.drain(context.Background())
 	}
 	err = s.app.Listener(f)
@@ -501,15 +502,15 @@ func (l *loop) request(c *conn, rest []byte) (kept bool) {
 	f := l.front
 	r := f.announces.Get().(*announce)
 	c.request = r
+	if c.in = append(c.in[:0], rest...); len(rest) == 0 {
+		c.in = nil
+	}
 	if reason := r.parse(c.head.query, c.addr); reason != "" {
 		f.Metrics.Invalid()
 		r.body = appendFailure(r.body[:0], reason)
 		return c.answer()
 	}
 	r.Origin = c
-	if c.in = append(c.in[:0], rest...); len(rest) == 0 {
-		c.in = nil
-	}
 	if !c.head.close {
 		l.watch(c)
 	}
