@@ -24,8 +24,9 @@ const (
 
 	// A lane lets time pass from the beginning of one pipeline to that of the next, so that it fills,
 	// which costs all sides less: until so many operations are there, as the last ones came, but within
-	// these bounds. An operation that comes alone does not wait.
+	// these bounds. Where only a few come at a time none waits.
 	fullEnough = 16
+	few        = 4
 	minPace    = time.Millisecond
 	maxPace    = 4 * time.Millisecond
 
@@ -116,7 +117,7 @@ func (l *lane) run() {
 	x := newExchange(l.store)
 	groups := make([]*group, 0, maxExchange)
 	last := time.Now() // when the last pipeline began
-	pace := minPace
+	pace := time.Duration(0)
 	for {
 		select {
 		case g := <-l.queue:
@@ -142,7 +143,10 @@ func (l *lane) run() {
 				break fill
 			}
 		}
-		pace = min(max(min(gap, time.Second)*fullEnough/time.Duration(n), minPace), maxPace)
+		pace = 0
+		if n >= few {
+			pace = min(max(min(gap, time.Second)*fullEnough/time.Duration(n), minPace), maxPace)
+		}
 		l.room.Release(int64(n))
 		l.stalled.Store(false)
 
