@@ -81,6 +81,44 @@ func TestRedisDiesAndReturns(t *testing.T) {
 	}
 }
 
+// A new connection that is refused answers no announce.
+func TestConnectionsAreRefused(t *testing.T) {
+	ctx := t.Context()
+	server := storetest.Redis(t)
+	admin := redis.NewClient(&redis.Options{Addr: server.Addr, PoolSize: 1})
+	defer admin.Close()
+	password := func(word string) {
+		t.Helper()
+		if err := errors.Join(admin.ConfigSet(ctx, "requirepass", word).Err(),
+			admin.Do(ctx, "client", "kill", "type", "normal", "skipme", "yes").Err()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	password("one")
+	g := gateway(t, []string{"redis://:one@" + server.Addr}, func(o *swarmstore.Options) { o.ViewTTL = time.Minute })
+	for range 3 { // so that a view is kept, and only the write is to be made
+		if err := announce(g, storetest.Hash(1), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	password("two")
+	failed := g.Failed.Load()
+	storetest.Eventually(t, 10*time.Second, func() error {
+		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+			t.Fatalf("an announce that cannot be stored: %v", err)
+		}
+		if n := g.Failed.Load() - failed; n < 4 {
+			return fmt.Errorf("%d pipelines failed", n)
+		}
+		return nil
+	})
+	password("one")
+	storetest.Eventually(t, 5*time.Second, func() error { return announce(g, storetest.Hash(1), 2) })
+	if n, err := admin.ZCard(ctx, admin.Keys(ctx, "*p").Val()[0]).Result(); err != nil || n != 2 {
+		t.Errorf("%d peers are stored, %v", n, err)
+	}
+}
+
 // A repeat of what was stored on a server that has lost it since is no repeat.
 func TestRedisIsReplacedBetweenTwoAnnounces(t *testing.T) {
 	server := storetest.Redis(t)
