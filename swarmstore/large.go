@@ -30,7 +30,7 @@ type large struct {
 	passed  time.Time     // when all partitions were read
 	peers   int           // how many there were then
 	since   int64         // announces answered since
-	took    time.Duration // by that
+	took    time.Duration // what reading them took
 	trimmed time.Time     // when stale peers were removed
 	grows   float64       // peers a second, as seen by the last two passes
 	next    int           // the part of the view that was read first

@@ -222,13 +222,11 @@ func (v *View) note(n note) {
 }
 
 func (v *View) put(peer netip.AddrPort, class Class, added bool) {
-	var buf [Size6]byte
-	compact := AppendCompact(buf[:0], peer)
-	f, i := familyOf(len(compact)), v.partOf(buf, len(compact))
+	buf, size, i := v.locate(peer)
 	if i < 0 {
 		return
 	}
-	part := &v.parts[i]
+	compact, f, part := buf[:size], familyOf(size), &v.parts[i]
 	was, at := part.find(f, compact)
 	switch {
 	case at >= 0 && was == class:
@@ -263,13 +261,11 @@ func (v *View) Drop(peer netip.AddrPort, class Class, removed bool) {
 }
 
 func (v *View) drop(peer netip.AddrPort, class Class, removed bool) {
-	var buf [Size6]byte
-	compact := AppendCompact(buf[:0], peer)
-	f, i := familyOf(len(compact)), v.partOf(buf, len(compact))
+	buf, size, i := v.locate(peer)
 	if i < 0 {
 		return
 	}
-	part := &v.parts[i]
+	compact, f, part := buf[:size], familyOf(size), &v.parts[i]
 	if was, at := part.find(f, compact); at >= 0 {
 		part.cut(f, was, at)
 		v.held[was]--
@@ -375,16 +371,11 @@ func (v *View) Pick(dst []byte, size int, asker netip.AddrPort, class Class, n i
 // rank is how many of the peers that Pick chooses from stand before the asker, or below 0 when
 // it is not among them.
 func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
-	var buf [Size6]byte
-	own := AppendCompact(buf[:0], asker)
-	if len(own) != sizes[f] {
+	own, size, i := v.locate(asker)
+	if i < 0 || size != sizes[f] {
 		return -1
 	}
-	i := v.partOf(buf, len(own))
-	if i < 0 {
-		return -1
-	}
-	was, rank := v.parts[i].find(f, own)
+	was, rank := v.parts[i].find(f, own[:size])
 	if rank < 0 || int(was) >= classesFor(class) {
 		return -1
 	}
@@ -394,12 +385,13 @@ func (v *View) rank(f int, asker netip.AddrPort, class Class) int {
 	return rank
 }
 
-// partOf is the part that a peer belongs to, or below 0.
-func (v *View) partOf(compact [Size6]byte, size int) int {
-	if v.place == nil {
-		return 0
+// locate is the compact form of a peer, size bytes of it, and the part that it belongs to, or below 0.
+func (v *View) locate(peer netip.AddrPort) (compact [Size6]byte, size, part int) {
+	size = len(AppendCompact(compact[:0], peer))
+	if v.place != nil {
+		part = v.place(compact, size)
 	}
-	return v.place(compact, size)
+	return compact, size, part
 }
 
 // NewPart lists compact peers, by address family and class, of which it keeps a copy.

@@ -35,12 +35,8 @@ func serveFiber(t *testing.T, tracker Tracker, clients int) (addr string, metric
 // halfClosed sends raw bytes in pieces, and no more, and returns what comes back.
 func halfClosed(t *testing.T, addr, request string, piece int) string {
 	t.Helper()
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(t, addr)
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	for len(request) > 0 {
 		n := min(piece, len(request))
 		if _, err := io.WriteString(c, request[:n]); err != nil {

@@ -102,15 +102,22 @@ func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, 
 	return s, l.Addr().String(), metrics
 }
 
-// exchange sends raw bytes on a connection of its own and returns all that comes back.
-func exchange(t *testing.T, addr, request string) string {
+// dial a connection on which nothing takes longer than ten seconds.
+func dial(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	return c
+}
+
+// exchange sends raw bytes on a connection of its own and returns all that comes back.
+func exchange(t *testing.T, addr, request string) string {
+	t.Helper()
+	c := dial(t, addr)
+	defer c.Close()
 	if _, err := io.WriteString(c, request); err != nil {
 		t.Fatal(err)
 	}
