@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -39,6 +40,8 @@ type Config struct {
 
 	Secret        string
 	ConnectionTTL time.Duration
+	Decoys        float64 // of all peers
+	DecoyPrefixes []netip.Prefix
 	HTTPClients   int
 	DrainTimeout  time.Duration
 
@@ -79,6 +82,8 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.IntVar(&c.EmbeddedPeers, "embedded-peers", 1_000_000, "`N` peers that the store in this process holds at most")
 	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
 	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
+	fs.Float64Var(&c.Decoys, "decoys", 0, "`SHARE` of all peers that are made up, 0.25 at most, so that an address in an answer proves nothing; the same on all gateways")
+	prefixes := fs.StringSlice("decoy-prefixes", nil, "`NETWORKS` that made-up peers have their addresses of (default: all public ones)")
 	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
@@ -118,6 +123,13 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	}
 	if *redis != "" && len(c.Redis) == 0 {
 		return "", nil, errors.New("--redis: names no address")
+	}
+	for _, text := range *prefixes {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return "", nil, fmt.Errorf("--decoy-prefixes: %q is no network, like 192.0.2.0/24", text)
+		}
+		c.DecoyPrefixes = append(c.DecoyPrefixes, prefix)
 	}
 	if c.Log, err = logHandler(stderr, *level, *format); err != nil {
 		return "", nil, err
@@ -221,6 +233,12 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if c.ConnectionTTL > udpproxy.MaxConnectionTTL {
 		return fmt.Errorf("--connection-ttl: %v is above %v", c.ConnectionTTL, udpproxy.MaxConnectionTTL)
+	}
+	if !(c.Decoys >= 0 && c.Decoys <= tracker.MaxDecoys) {
+		return fmt.Errorf("--decoys: %v is not from 0 to %v", c.Decoys, tracker.MaxDecoys)
+	}
+	if len(c.DecoyPrefixes) > 0 && c.Decoys == 0 {
+		return errors.New("--decoy-prefixes: there are no decoys without --decoys")
 	}
 	if c.SharePort && !canSharePort {
 		return errors.New("--share-port: only Linux spreads clients over processes")

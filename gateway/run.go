@@ -42,10 +42,12 @@ type gateway struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	memory *embedded.Server // nil when Redis has the swarms
-	store  *swarmstore.Store
-	ids    *udpproxy.ConnectionIDs
-	secret [16]byte // that new ids are made with
+	memory   *embedded.Server // nil when Redis has the swarms
+	store    *swarmstore.Store
+	ids      *udpproxy.ConnectionIDs
+	secret   [16]byte // that new ids are made with
+	decoys   *tracker.Decoys
+	disguise [16]byte // that decoys follow from
 
 	udp          *udpproxy.Server // nil when turned off, as the next two
 	http         *httpapi.Server
@@ -114,7 +116,14 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 
 // listen binds everything before anything is answered.
 func (g *gateway) listen(ctx context.Context) (err error) {
-	policy := tracker.New(g.store, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval})
+	if g.Decoys > 0 {
+		g.decoys = tracker.NewDecoys(g.Decoys, g.DecoyPrefixes)
+		g.disguise = newSecret(g.Secret, "decoys")
+		if g.Secret != "" {
+			g.decoys.SetKey(g.disguise)
+		}
+	}
+	policy := tracker.New(g.store, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval, Decoys: g.decoys})
 	if g.HTTP != "" {
 		if g.httpListener, err = listenTCP(ctx, g.HTTP, g.SharePort); err != nil {
 			return fmt.Errorf("--http: %w", err)
@@ -123,7 +132,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		g.http = httpapi.New(httpapi.Options{Tracker: policy.Front(f), Metrics: f, Now: g.clock, MaxClients: g.HTTPClients})
 	}
 	if g.UDP != "" {
-		g.secret = newSecret(g.Secret)
+		g.secret = newSecret(g.Secret, "")
 		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
 		f := g.metrics.front("udp")
 		g.udp, err = udpproxy.Listen(ctx, udpproxy.Options{
@@ -174,38 +183,50 @@ func (g *gateway) keep(ctx context.Context) {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
 	}
-	if g.ids != nil && g.Secret == "" {
-		g.shareSecret(ctx) // so that the first ids are good on the other gateways
-		g.background.Go(func() { repeat(ctx, secretEvery, func() { g.shareSecret(ctx) }) })
+	if g.Secret == "" && (g.ids != nil || g.decoys != nil) {
+		g.shareSecrets(ctx) // so that the first ids are good on the other gateways
+		g.background.Go(func() { repeat(ctx, secretEvery, func() { g.shareSecrets(ctx) }) })
 	}
 }
 
-// secretEvery is how often the shared secret is looked up. Where Redis lost it, the
+// secretEvery is how often the shared secrets are looked up. Where Redis lost them, the
 // gateways agree on one again within this.
 const secretEvery = 5 * time.Second
 
-// shareSecret makes the connection ids follow the secret that all gateways share. The
+// shareSecrets makes the connection ids and the decoys follow the secrets that all gateways share. The
 // one before stays good for ids that clients still have.
-func (g *gateway) shareSecret(ctx context.Context) {
+func (g *gateway) shareSecrets(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	shared, err := g.store.Secret(ctx, g.secret)
-	switch {
-	case err != nil:
-		g.log.Debug("the shared secret cannot be read", "error", err)
-	case shared != g.secret:
-		g.ids.SetSecrets(shared, g.secret)
-		g.secret = shared
+	if g.ids != nil {
+		if shared, ok := g.shared(ctx, swarmstore.ConnectionSecret, g.secret); ok && shared != g.secret {
+			g.ids.SetSecrets(shared, g.secret)
+			g.secret = shared
+		}
+	}
+	if g.decoys != nil {
+		if shared, ok := g.shared(ctx, swarmstore.DecoySecret, g.disguise); ok {
+			g.decoys.SetKey(shared)
+			g.disguise = shared
+		}
 	}
 }
 
-// newSecret is made from the operator's text, or of chance without one.
-func newSecret(text string) (secret [16]byte) {
+func (g *gateway) shared(ctx context.Context, key string, own [16]byte) (secret [16]byte, ok bool) {
+	secret, err := g.store.Secret(ctx, key, own)
+	if err != nil {
+		g.log.Debug("the shared secret cannot be read", "error", err)
+	}
+	return secret, err == nil
+}
+
+// newSecret is made from the operator's text for a purpose, or of chance without one.
+func newSecret(text, purpose string) (secret [16]byte) {
 	if text == "" {
 		_, _ = rand.Read(secret[:])
 		return secret
 	}
-	sum := sha256.Sum256([]byte(text))
+	sum := sha256.Sum256([]byte(purpose + text))
 	return [16]byte(sum[:])
 }
 

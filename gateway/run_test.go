@@ -321,6 +321,35 @@ func TestGatewaysOfOneRedisAreOne(t *testing.T) {
 	}
 }
 
+func TestGatewaysTellOfTheSameDecoys(t *testing.T) {
+	flags := append(redisFlags(storetest.Redis(t)), "--view-ttl", "0", "--decoys", "0.25")
+	g1, g2 := gatewayWith(t, flags...), gatewayWith(t, flags...)
+	for port := range 24 {
+		g1.announce(fmt.Sprintf("port=%d&left=%d", 2000+port, port%2))
+	}
+	sorted := func(peers string) (list []string) {
+		for ; len(peers) >= swarm.Size4; peers = peers[swarm.Size4:] {
+			list = append(list, peers[:swarm.Size4])
+		}
+		slices.Sort(list)
+		return list
+	}
+	_, peers, _ := strings.Cut(g1.announce("port=2001&left=1"), "5:peers")
+	_, peers, _ = strings.Cut(peers, ":")
+	c := g2.dialUDP()
+	r := c.ask(bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashA, Left: 1, NumWant: -1, Port: 2001})
+	http, udp := sorted(strings.TrimSuffix(peers, "e")), sorted(string(r.Peers))
+	if len(udp) < 23+6 || !slices.Equal(http, udp) {
+		t.Errorf("one gateway tells of %d over HTTP, the other of %d over UDP", len(http), len(udp))
+	}
+	if n := int(r.Seeders + r.Leechers); n != len(udp)+1 {
+		t.Errorf("%d peers and the asker are handed out, %d counted", len(udp), n)
+	}
+	if s := g1.dialUDP().ask(bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{hashA}}); s.Counts[0].Seeders != int(r.Seeders) {
+		t.Errorf("%+v are scraped, %d seeders announced", s.Counts[0], r.Seeders)
+	}
+}
+
 func TestGatewaysOfOneSecretShareIDs(t *testing.T) {
 	const secret = "a secret of some length"
 	g1, g2 := gatewayWith(t, "--secret", secret), gatewayWith(t, "--secret", secret)

@@ -11,21 +11,24 @@ import (
 	"swarmgate/swarmstore/swarm"
 )
 
-// secretKey holds the secret that all gateways share, as 32 hexadecimal digits.
-const secretKey = "swarmgate:secret"
+// The keys of secrets that all gateways share, as 32 hexadecimal digits each.
+const (
+	ConnectionSecret = "swarmgate:secret"
+	DecoySecret      = "swarmgate:secret:decoys"
+)
 
-// Secret is the 16 bytes that every gateway of the fleet knows and nobody else:
+// Secret is the 16 bytes under a key that every gateway of the fleet knows and nobody else:
 // those of whoever came first. Who finds none there gives its own, so that a
 // Redis that lost everything gets back the one in use.
-func (s *Store) Secret(ctx context.Context, own [16]byte) (secret [16]byte, err error) {
+func (s *Store) Secret(ctx context.Context, key string, own [16]byte) (secret [16]byte, err error) {
 	b := s.backend.Load()
 	if b == nil {
 		return secret, swarm.ErrUnavailable
 	}
-	text, err := b.client.Get(ctx, secretKey).Result()
+	text, err := b.client.Get(ctx, key).Result()
 	if errors.Is(err, redis.Nil) {
-		if err = b.client.SetNX(ctx, secretKey, hex.EncodeToString(own[:]), 0).Err(); err == nil {
-			text, err = b.client.Get(ctx, secretKey).Result()
+		if err = b.client.SetNX(ctx, key, hex.EncodeToString(own[:]), 0).Err(); err == nil {
+			text, err = b.client.Get(ctx, key).Result()
 		}
 	}
 	if err != nil {
@@ -36,5 +39,5 @@ func (s *Store) Secret(ctx context.Context, own [16]byte) (secret [16]byte, err 
 			return secret, nil
 		}
 	}
-	return [16]byte{}, fmt.Errorf("shared secret: %s does not hold 32 hexadecimal digits", secretKey)
+	return [16]byte{}, fmt.Errorf("shared secret: %s does not hold 32 hexadecimal digits", key)
 }

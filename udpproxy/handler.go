@@ -97,12 +97,14 @@ func (h *handler) handle(now time.Time, data []byte, from route, r *request, out
 		out.add(from, func(b []byte) []byte { return bep15.AppendErrorReply(b, q.TransactionID, reasonPort) })
 		return toNothing
 	}
+	room := (maxPayload - bep15.AnnounceReplySize) / swarm.Size(client)
 	r.announce = swarm.Announce{
 		InfoHash: q.InfoHash,
 		Peer:     netip.AddrPortFrom(client, q.Port),
 		Event:    q.Event,
 		Left:     q.Left,
-		NumWant:  min(q.NumWant, (maxPayload-bep15.AnnounceReplySize)/swarm.Size(client)),
+		NumWant:  min(q.NumWant, room),
+		Room:     room,
 		Origin:   r,
 		Answer:   swarm.Answer{Peers4: r.announce.Peers4, Peers6: r.announce.Peers6},
 	}

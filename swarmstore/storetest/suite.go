@@ -494,9 +494,9 @@ var suite = []struct {
 		}
 	}},
 	{"the first secret is everybody's", func(t *testing.T, g *Gateway) {
-		mine, err := g.Secret(t.Context(), [16]byte{1})
+		mine, err := g.Secret(t.Context(), swarmstore.DecoySecret, [16]byte{1})
 		must(t, err)
-		theirs, err := g.Secret(t.Context(), [16]byte{2})
+		theirs, err := g.Secret(t.Context(), swarmstore.DecoySecret, [16]byte{2})
 		must(t, err)
 		if mine != [16]byte{1} || theirs != mine {
 			t.Errorf("secrets are %v and %v", mine, theirs)

@@ -48,6 +48,7 @@ type Announce struct {
 	Event    Event
 	Left     uint64 // bytes that the asker lacks, or UnknownLeft
 	NumWant  int    // how many peers it wants; below 0: as many as the policy gives
+	Room     int    // how many peers fit into the answer; 0: any number
 	Both     bool   // hand out peers of both address families, not the asker's only
 	Complete bool   // the counts shall tell the downloads, which costs a look-up of its own
 	Origin   any    // the front end's own; nobody else looks at it

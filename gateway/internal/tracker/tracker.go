@@ -26,6 +26,7 @@ type Store interface {
 type Policy struct {
 	Interval    time.Duration // between announces, on average; each answer gets its own
 	MinInterval time.Duration
+	Decoys      *Decoys // nil for none
 }
 
 const (
@@ -83,7 +84,8 @@ func (t *Tracker) Front(metrics Metrics) *Front {
 // pending is a batch that the store has not handed back whole.
 type pending struct {
 	front  *Front
-	start  time.Time
+	now    time.Time
+	start  time.Time // by the clock of the machine
 	left   atomic.Int64
 	hand   func([]*swarm.Announce)
 	answer func([]*swarm.Announce) // p.answered, bound once
@@ -98,7 +100,7 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 		return
 	}
 	p := f.pending.Get().(*pending)
-	p.start, p.hand = time.Now(), answered
+	p.now, p.start, p.hand = now, time.Now(), answered
 	p.left.Store(int64(len(batch)))
 	f.store.Announce(now, batch, p.answer)
 }
@@ -106,7 +108,7 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 func (p *pending) answered(part []*swarm.Announce) {
 	f, hand, took := p.front, p.hand, time.Since(p.start)
 	for _, a := range part {
-		f.answer(a)
+		f.answer(a, p.now)
 		f.metrics.Announced(a.Err, took)
 	}
 	last := p.left.Add(-int64(len(part))) == 0
@@ -118,21 +120,29 @@ func (p *pending) answered(part []*swarm.Announce) {
 }
 
 // answer fills in the answer from the view that the store found.
-func (f *Front) answer(a *swarm.Announce) {
+func (f *Front) answer(a *swarm.Announce, now time.Time) {
 	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
+	decoys := f.policy.Decoys
+	if a.Err == nil && !decoys.ready() {
+		a.Err = swarm.ErrUnavailable
+	}
 	if a.Err != nil {
 		a.Interval = jittered(min(retryInterval, f.policy.Interval))
 		return
 	}
 	a.Interval = jittered(f.policy.Interval)
 	a.MinInterval = min(f.policy.MinInterval, a.Interval)
-	a.Counts = a.View.Counts()
+	a.Counts = f.Counts(a.InfoHash, a.View.Counts())
 	if a.Event == swarm.Stopped {
 		return
 	}
 	want := min(a.NumWant, MaxPeers)
 	if want < 0 {
 		want = DefaultPeers
+	}
+	if decoys != nil {
+		decoys.hand(a, now, want)
+		return
 	}
 	pick4 := func(n int) int {
 		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), n, rand.Uint64())
@@ -144,16 +154,25 @@ func (f *Front) answer(a *swarm.Announce) {
 	}
 	// The asker's own family first: where the asker was counted among those to hand out,
 	// the other family makes up for it.
+	have4, have6 := a.View.Offer(a.Class())
 	switch is4 := a.Peer.Addr().Is4(); {
 	case is4 && a.Both:
-		pick6(want - pick4(share4(a, want)))
+		pick6(want - pick4(share4(have4, have6, want)))
 	case is4:
 		pick4(want)
 	case a.Both:
-		pick4(want - pick6(want-share4(a, want)))
+		pick4(want - pick6(want-share4(have4, have6, want)))
 	default:
 		pick6(want)
 	}
+}
+
+// Counts are those of a swarm as clients are told them.
+func (t *Tracker) Counts(hash swarm.InfoHash, real swarm.Counts) swarm.Counts {
+	if t.policy.Decoys == nil {
+		return real
+	}
+	return t.policy.Decoys.counted(&hash, real)
 }
 
 // jittered gives whole seconds, and one at least: nobody may be told to come back at once.
@@ -165,8 +184,7 @@ func jittered(d time.Duration) time.Duration {
 // share4 is how many of the wanted peers may be IPv4 ones: as many as there are, unless
 // both families have more than is wanted together. Then each gets its part, and a
 // quarter at least if it has as many.
-func share4(a *swarm.Announce, want int) int {
-	have4, have6 := a.View.Offer(a.Class())
+func share4(have4, have6, want int) int {
 	if have4+have6 <= want {
 		return have4
 	}
@@ -179,6 +197,14 @@ func share4(a *swarm.Announce, want int) int {
 func (f *Front) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
 	start := time.Now()
 	f.store.Scrape(now, scrape, func(s *swarm.Scrape) {
+		if s.Err == nil && !f.policy.Decoys.ready() {
+			s.Err = swarm.ErrUnavailable
+		}
+		if s.Err == nil {
+			for i, hash := range s.Hashes {
+				s.Counts[i] = f.Counts(hash, s.Counts[i])
+			}
+		}
 		f.metrics.Scraped(s.Err, time.Since(start))
 		answered(s)
 	})
