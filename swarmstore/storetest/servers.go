@@ -147,6 +147,12 @@ func Eventually(t testing.TB, within time.Duration, try func() error) {
 	}
 }
 
+// FreeAddr is an address that nothing listens on.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+}
+
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
