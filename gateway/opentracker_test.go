@@ -274,7 +274,6 @@ const anything = ".*"
 var rules = []rule{
 	{"HTTP announce.*", "external ip", `127\.0\.0\.1`, "", false, "BEP 24, which opentracker does not know"},
 	{".* announce.*", "peers", anything, anything, true, "nobody is handed itself, and who wants nothing more only who does"},
-	{"HTTP announce that wants one", "peers", `\d+`, `\d+`, false, "one is picked by chance"},
 	{"HTTP announce of 4 GiB left", "complete|incomplete", `\d+`, `\d+`, false, "opentracker takes the lower 32 bits, and a seeder for it"},
 	{"HTTP announce of (a stop|who is not there)", "downloaded", "1", "", false, "every answer has the same keys"},
 	{"HTTP announce with.* port.*", "failure reason", "Your client .* port.*", "", false, "a peer without a port is of no use to anybody, and a client shows the reason"},
@@ -349,7 +348,6 @@ func TestSideBySideWithOpentracker(t *testing.T) {
 	get("announce that a download completed again", a+"port=1002&left=0&event=completed")
 	get("announce that wants none", a+"port=1003&left=5&numwant=0")
 	get("announce that wants less than none", a+"port=1003&left=5&numwant=-5")
-	get("announce that wants one", a+"port=1003&left=5&numwant=1")
 	get("announce that wants many", a+"port=1003&left=5&numwant=100000")
 	get("announce of a partial seed", a+"port=1005&left=5&event=paused")
 	get("announce without left", a+"port=1006")

@@ -282,9 +282,9 @@ func TestDecoysCannotBeToldFromPeers(t *testing.T) {
 							continue
 						}
 						s.times++
-						list, at := len(a.Peers4)/swarm.Size4, i
-						if at >= list {
-							at, list = at-list, len(got)-list
+						at := i
+						if list := len(a.Peers4) / swarm.Size4; at >= list {
+							at -= list
 						}
 						s.places += float64(at)
 						if round < rounds/2 {
