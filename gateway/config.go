@@ -20,7 +20,7 @@ import (
 // Config is all that an operator decides. Durations below a second make no sense
 // to a tracker and are refused.
 type Config struct {
-	HTTP, UDP string
+	HTTP, UDP []string
 	SharePort bool
 	Admin     string
 	AdminFile string
@@ -61,8 +61,8 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs := pflag.NewFlagSet("gateway", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.SetOutput(io.Discard)
-	fs.StringVar(&c.HTTP, "http", ":6969", "`ADDR` that answers HTTP; empty turns it off")
-	fs.StringVar(&c.UDP, "udp", ":6969", "`ADDR` that answers UDP; empty turns it off")
+	fs.StringArrayVar(&c.HTTP, "http", []string{":6969"}, "`ADDR` that answers HTTP, or several with commas between; empty turns it off")
+	fs.StringArrayVar(&c.UDP, "udp", []string{":6969"}, "`ADDR` that answers UDP, or several with commas between; empty turns it off")
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
@@ -79,7 +79,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.IntVar(&c.EmbeddedPeers, "embedded-peers", 1_000_000, "`N` peers that the store in this process holds at most")
 	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
 	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
-	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most")
+	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most, on each address")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
 	format := fs.String("log-format", "text", "`FORMAT`: text or json")
@@ -93,7 +93,8 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	}
 	fs.VisitAll(func(f *pflag.Flag) {
 		value, given := lookupEnv(envName(f.Name))
-		if f.Changed || !given || err != nil || value == "" && f.Value.Type() != "string" {
+		text := strings.HasPrefix(f.Value.Type(), "string") // or several
+		if f.Changed || !given || err != nil || value == "" && !text {
 			return
 		}
 		if fs.Set(f.Name, value) != nil {
@@ -111,13 +112,18 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	case len(rest) > 0:
 		return "", nil, fmt.Errorf("unknown command %q (the only one is %q)", strings.Join(rest, " "), commandHealth)
 	}
-	for _, url := range strings.Split(*redis, ",") {
-		if url = strings.TrimSpace(url); url != "" {
-			c.Redis = append(c.Redis, url)
+	for _, l := range []struct {
+		flag  string
+		given []string
+		list  *[]string
+	}{
+		{"http", c.HTTP, &c.HTTP},
+		{"udp", c.UDP, &c.UDP},
+		{"redis", []string{*redis}, &c.Redis},
+	} {
+		if *l.list, err = splitList(l.given); err != nil {
+			return "", nil, fmt.Errorf("--%s: %w", l.flag, err)
 		}
-	}
-	if *redis != "" && len(c.Redis) == 0 {
-		return "", nil, errors.New("--redis: names no address")
 	}
 	if c.Log, err = logHandler(stderr, *level, *format); err != nil {
 		return "", nil, err
@@ -162,15 +168,17 @@ func logHandler(w io.Writer, level, format string) (slog.Handler, error) {
 
 // check refuses values that make no sense, before anything listens.
 func (c *Config) check(minIntervalGiven bool) error {
-	for _, a := range []struct{ flag, addr string }{{"http", c.HTTP}, {"udp", c.UDP}} {
-		if a.addr == "" {
-			continue
-		}
-		if _, err := splitAddr(a.addr); err != nil {
-			return fmt.Errorf("--%s: %w", a.flag, err)
+	for _, l := range []struct {
+		flag  string
+		addrs []string
+	}{{"http", c.HTTP}, {"udp", c.UDP}} {
+		for _, addr := range l.addrs {
+			if _, err := splitAddr(addr); err != nil {
+				return fmt.Errorf("--%s: %w", l.flag, err)
+			}
 		}
 	}
-	if c.HTTP == "" && c.UDP == "" {
+	if len(c.HTTP) == 0 && len(c.UDP) == 0 {
 		return errors.New("--http and --udp are both empty: nothing would answer")
 	}
 	if c.Admin != "" {
@@ -237,6 +245,20 @@ func (c *Config) outlives(log *slog.Logger) {
 	if c.PeerTTL <= longest {
 		log.Warn("peers expire before they announce again", "peer-ttl", c.PeerTTL, "longest interval", longest)
 	}
+}
+
+// splitList takes lists with commas apart. An empty text stands for no address.
+func splitList(lists []string) (addrs []string, err error) {
+	text := strings.Join(lists, ",")
+	for _, addr := range strings.Split(text, ",") {
+		if addr = strings.TrimSpace(addr); addr != "" {
+			addrs = append(addrs, addr)
+		}
+	}
+	if text != "" && len(addrs) == 0 {
+		return nil, errors.New("names no address")
+	}
+	return addrs, nil
 }
 
 // splitAddr checks HOST:PORT with a numeric port.

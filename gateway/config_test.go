@@ -23,7 +23,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.HTTP != ":6969" || c.UDP != ":6969" || c.Admin != "127.0.0.1:6970" || len(c.Redis) != 0 ||
+	if strings.Join(c.HTTP, " ") != ":6969" || strings.Join(c.UDP, " ") != ":6969" || c.Admin != "127.0.0.1:6970" || len(c.Redis) != 0 ||
 		c.Interval != 30*time.Minute || c.MinInterval != 15*time.Minute || c.PeerTTL != 45*time.Minute ||
 		c.ViewTTL != time.Second || c.WaitReplicas != 0 || c.RepeatWindow != 2*time.Minute || c.SharePort {
 		t.Errorf("defaults are %+v", c)
@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env := map[string]string{
 		"SWARMGATE_PEER_TTL": "1h", "SWARMGATE_REDIS": "redis://a:1, redis://b:2", "SWARMGATE_SHARE_PORT": "true",
-		"SWARMGATE_INTERVAL": "5m", "SWARMGATE_UDP": "", "SWARMGATE_VIEW_TTL": "",
+		"SWARMGATE_INTERVAL": "5m", "SWARMGATE_UDP": "", "SWARMGATE_HTTP": ":1, :2", "SWARMGATE_VIEW_TTL": "",
 	}
 	c, err := parse(t, env, "--interval", "6m")
 	if err != nil {
@@ -42,7 +42,7 @@ func TestEnvironment(t *testing.T) {
 	if c.PeerTTL != time.Hour || len(c.Redis) != 2 || c.Redis[1] != "redis://b:2" || !c.SharePort {
 		t.Errorf("the environment gives %+v", c)
 	}
-	if c.UDP != "" || c.ViewTTL != time.Second {
+	if len(c.UDP) != 0 || strings.Join(c.HTTP, " ") != ":1 :2" || c.ViewTTL != time.Second {
 		t.Errorf("empty variables give %+v", c)
 	}
 	if c.Interval != 6*time.Minute {
@@ -65,7 +65,10 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--min-interval", "2h"}, want: "--min-interval"},
 		{args: []string{"--view-ttl=-1s"}, want: "--view-ttl"},
 		{args: []string{"--http", "6969"}, want: "--http"},
+		{args: []string{"--http", ":1", "--http", "6969"}, want: "--http"},
+		{args: []string{"--http", ","}, want: "--http"},
 		{args: []string{"--udp", ":99999"}, want: "--udp"},
+		{args: []string{"--udp", ":1,:99999"}, want: "--udp"},
 		{args: []string{"--http", "", "--udp", ""}, want: "--http"},
 		{args: []string{"--udp", "nosuch.invalid:6969"}, want: "--udp"},
 		{args: []string{"--redis", ","}, want: "--redis"},
