@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -20,10 +21,11 @@ import (
 // Config is all that an operator decides. Durations below a second make no sense
 // to a tracker and are refused.
 type Config struct {
-	HTTP, UDP []string
-	SharePort bool
-	Admin     string
-	AdminFile string
+	HTTP, UDP  []string
+	SharePort  bool
+	PathPrefix string
+	Admin      string
+	AdminFile  string
 
 	Redis        []string
 	WaitReplicas int
@@ -64,6 +66,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringArrayVar(&c.HTTP, "http", []string{":6969"}, "`ADDR` that answers HTTP, or several with commas between; empty turns it off")
 	fs.StringArrayVar(&c.UDP, "udp", []string{":6969"}, "`ADDR` that answers UDP, or several with commas between; empty turns it off")
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
+	fs.StringVar(&c.PathPrefix, "path-prefix", "", "`PATH` below which announces and scrapes are answered too, as in PATH/KEY/announce; / is any")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
@@ -181,6 +184,9 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if len(c.HTTP) == 0 && len(c.UDP) == 0 {
 		return errors.New("--http and --udp are both empty: nothing would answer")
 	}
+	if c.PathPrefix != "" && !pathPrefix.MatchString(c.PathPrefix) {
+		return fmt.Errorf("--path-prefix: %q is not made of /, and letters, digits, - and _ between", c.PathPrefix)
+	}
 	if c.Admin != "" {
 		if _, err := adminAddrs(c.Admin); err != nil {
 			return fmt.Errorf("--admin: %w", err)
@@ -238,6 +244,8 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	return nil
 }
+
+var pathPrefix = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)*/?$`)
 
 // outlives warns of what works but is seldom meant.
 func (c *Config) outlives(log *slog.Logger) {

@@ -131,7 +131,11 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			if err != nil {
 				return fmt.Errorf("--http: %w", err)
 			}
-			server := httpapi.New(httpapi.Options{Tracker: front, Metrics: f, Now: g.clock, MaxClients: g.HTTPClients})
+			server := httpapi.New(httpapi.Options{
+				Tracker: front, Metrics: f, Now: g.clock,
+				MaxClients: g.HTTPClients,
+				PathPrefix: g.PathPrefix,
+			})
 			g.http = append(g.http, &httpFront{server, l})
 		}
 	}

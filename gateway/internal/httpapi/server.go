@@ -41,7 +41,8 @@ type Options struct {
 	Tracker    Tracker
 	Metrics    Metrics
 	Now        func() time.Time
-	MaxClients int // connections at a time; more are answered 503
+	MaxClients int    // connections at a time; more are answered 503
+	PathPrefix string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -59,6 +60,7 @@ const (
 type Server struct {
 	Options
 	app       *fiber.App
+	under     string                // what further paths begin with; empty when there are none
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
@@ -82,9 +84,16 @@ func New(o Options) *Server {
 		ErrorHandler:          s.refuse,
 	})
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
-	// Add, because Get would answer HEAD too, and so announce for who only looks.
-	s.app.Add(fiber.MethodGet, "/announce", s.announce)
-	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
+	paths := []string{"/"}
+	if o.PathPrefix != "" {
+		s.under = strings.TrimRight(o.PathPrefix, "/") + "/"
+		paths = append(paths, s.under, s.under+"+/") // with anything between
+	}
+	for _, path := range paths {
+		// Add, because Get would answer HEAD too, and so announce for who only looks.
+		s.app.Add(fiber.MethodGet, path+"announce", s.announce)
+		s.app.Add(fiber.MethodGet, path+"scrape", s.scrape)
+	}
 	return s
 }
 
