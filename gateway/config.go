@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -21,11 +22,12 @@ import (
 // Config is all that an operator decides. Durations below a second make no sense
 // to a tracker and are refused.
 type Config struct {
-	HTTP, UDP  []string
-	SharePort  bool
-	PathPrefix string
-	Admin      string
-	AdminFile  string
+	HTTP, UDP   []string
+	SharePort   bool
+	PathPrefix  string
+	RedirectURL string
+	Admin       string
+	AdminFile   string
 
 	Redis        []string
 	WaitReplicas int
@@ -67,6 +69,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringArrayVar(&c.UDP, "udp", []string{":6969"}, "`ADDR` that answers UDP, or several with commas between; empty turns it off")
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
 	fs.StringVar(&c.PathPrefix, "path-prefix", "", "`PATH` below which announces and scrapes are answered too, as in PATH/KEY/announce; / is any")
+	fs.StringVar(&c.RedirectURL, "redirect-url", "", "`URL` that a browser which asks for / is sent to")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
@@ -186,6 +189,12 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if c.PathPrefix != "" && !pathPrefix.MatchString(c.PathPrefix) {
 		return fmt.Errorf("--path-prefix: %q is not made of /, and letters, digits, - and _ between", c.PathPrefix)
+	}
+	if c.RedirectURL != "" {
+		u, err := url.Parse(c.RedirectURL)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+			return fmt.Errorf("--redirect-url: %q is not http://HOST/... or https://HOST/...", c.RedirectURL)
+		}
 	}
 	if c.Admin != "" {
 		if _, err := adminAddrs(c.Admin); err != nil {

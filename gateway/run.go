@@ -133,8 +133,9 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			}
 			server := httpapi.New(httpapi.Options{
 				Tracker: front, Metrics: f, Now: g.clock,
-				MaxClients: g.HTTPClients,
-				PathPrefix: g.PathPrefix,
+				MaxClients:  g.HTTPClients,
+				PathPrefix:  g.PathPrefix,
+				RedirectURL: g.RedirectURL,
 			})
 			g.http = append(g.http, &httpFront{server, l})
 		}

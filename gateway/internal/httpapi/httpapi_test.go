@@ -359,6 +359,24 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+func TestRedirect(t *testing.T) {
+	const url = "https://example.org/about?a=b"
+	metrics := &fakeMetrics{}
+	addr := serveOn(t, New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: metrics, Now: time.Now, MaxClients: 10, RedirectURL: url}))
+	for _, request := range []string{"GET /", "GET /?x=y", "HEAD /"} {
+		raw := exchange(t, addr, request+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		if !strings.HasPrefix(raw, "HTTP/1.1 302 ") || !strings.Contains(raw, "\r\nLocation: "+url+"\r\n") {
+			t.Errorf("%s gets %q", request, raw)
+		}
+	}
+	if n := metrics.invalid.Load(); n != 0 {
+		t.Errorf("%d redirects were counted as invalid", n)
+	}
+	if status, _ := get(t, addr, "/x"); status != 404 {
+		t.Errorf("/x is %d", status)
+	}
+}
+
 func TestRequestLinesUpTo16KiB(t *testing.T) {
 	_, addr, _ := serve(t, &fakeTracker{answer: answer}, 100)
 	headers := "\r\nHost: x\r\nConnection: close\r\nUser-Agent: " + strings.Repeat("x", 4096) + "\r\n\r\n"

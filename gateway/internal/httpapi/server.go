@@ -32,17 +32,18 @@ type Tracker interface {
 
 // Metrics is told what the tracker does not see.
 type Metrics interface {
-	// Invalid counts requests that got a failure reason, or a status other than 200.
+	// Invalid counts requests that got a failure reason, or a status of 400 or above.
 	Invalid()
 }
 
 // Options of a Server.
 type Options struct {
-	Tracker    Tracker
-	Metrics    Metrics
-	Now        func() time.Time
-	MaxClients int    // connections at a time; more are answered 503
-	PathPrefix string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
+	Tracker     Tracker
+	Metrics     Metrics
+	Now         func() time.Time
+	MaxClients  int    // connections at a time; more are answered 503
+	PathPrefix  string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
+	RedirectURL string // that a browser which asks for / is sent to; empty for none
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -84,6 +85,9 @@ func New(o Options) *Server {
 		ErrorHandler:          s.refuse,
 	})
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
+	if o.RedirectURL != "" {
+		s.app.Get("/", func(c *fiber.Ctx) error { return c.Redirect(o.RedirectURL, fiber.StatusFound) })
+	}
 	paths := []string{"/"}
 	if o.PathPrefix != "" {
 		s.under = strings.TrimRight(o.PathPrefix, "/") + "/"
