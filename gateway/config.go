@@ -39,6 +39,7 @@ type Config struct {
 	EmbeddedSwarms, EmbeddedPeers int
 
 	Interval, MinInterval time.Duration
+	IntervalMax           time.Duration // 0: the interval is the same in all swarms
 	PeerTTL               time.Duration
 
 	Secret        string
@@ -75,6 +76,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
+	fs.DurationVar(&c.IntervalMax, "interval-max", 0, "what the interval grows to in swarms of 1,000 to 1,000,000 peers, or when announces take 0.1 to 1 s; 0: it does not")
 	fs.DurationVar(&c.MinInterval, "min-interval", 15*time.Minute, "between a client's announces at least; never above --interval")
 	fs.DurationVar(&c.PeerTTL, "peer-ttl", 45*time.Minute, "a peer is gone this long after its last announce")
 	fs.DurationVar(&c.DownloadsTTL, "downloads-ttl", 7*24*time.Hour, "the number of downloads outlives its swarm by this")
@@ -207,6 +209,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 		zero  bool // turns it off
 	}{
 		{"interval", c.Interval, false},
+		{"interval-max", c.IntervalMax, true},
 		{"min-interval", c.MinInterval, false},
 		{"peer-ttl", c.PeerTTL, false},
 		{"downloads-ttl", c.DownloadsTTL, false},
@@ -223,6 +226,9 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if minIntervalGiven && c.MinInterval > c.Interval {
 		return fmt.Errorf("--min-interval: %v is above --interval %v", c.MinInterval, c.Interval)
+	}
+	if c.IntervalMax > 0 && c.IntervalMax < c.Interval {
+		return fmt.Errorf("--interval-max: %v is below --interval %v", c.IntervalMax, c.Interval)
 	}
 	for _, n := range []struct {
 		flag  string
@@ -256,9 +262,13 @@ func (c *Config) check(minIntervalGiven bool) error {
 
 var pathPrefix = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)*/?$`)
 
+func (c *Config) policy() tracker.Policy {
+	return tracker.Policy{Interval: c.Interval, MinInterval: c.MinInterval, IntervalMax: c.IntervalMax}
+}
+
 // outlives warns of what works but is seldom meant.
 func (c *Config) outlives(log *slog.Logger) {
-	longest := tracker.Policy{Interval: c.Interval}.MaxInterval()
+	longest := c.policy().MaxInterval()
 	if c.PeerTTL <= longest {
 		log.Warn("peers expire before they announce again", "peer-ttl", c.PeerTTL, "longest interval", longest)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,8 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--interval", "10ms"}, want: "--interval"},
 		{args: []string{"--peer-ttl=-1s"}, want: "--peer-ttl"},
 		{args: []string{"--min-interval", "2h"}, want: "--min-interval"},
+		{args: []string{"--interval-max", "29m"}, want: "--interval-max"},
+		{args: []string{"--interval-max", "1ms", "--interval", "1s"}, want: "--interval-max"},
 		{args: []string{"--view-ttl=-1s"}, want: "--view-ttl"},
 		{args: []string{"--http", "6969"}, want: "--http"},
 		{args: []string{"--http", ":1", "--http", "6969"}, want: "--http"},
@@ -103,6 +106,29 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		}
 		if strings.Contains(stderr.String(), "hunter22") {
 			t.Errorf("%q tells a secret: %q", test.args, stderr.String())
+		}
+	}
+}
+
+func TestPeersThatExpireTooEarlyAreWarnedOf(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want bool
+	}{
+		{nil, false},
+		{[]string{"--peer-ttl", "33m1s"}, false},
+		{[]string{"--peer-ttl", "33m"}, true},
+		{[]string{"--interval-max", "40m"}, false},
+		{[]string{"--interval-max", "41m"}, true},
+	} {
+		c, err := parse(t, nil, test.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		c.outlives(slog.New(slog.NewTextHandler(&log, nil)))
+		if warned := strings.Contains(log.String(), "peers expire"); warned != test.want {
+			t.Errorf("%q: %q", test.args, &log)
 		}
 	}
 }

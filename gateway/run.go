@@ -122,7 +122,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 
 // listen binds everything before anything is answered.
 func (g *gateway) listen(ctx context.Context) (err error) {
-	policy := tracker.New(g.store, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval})
+	policy := tracker.New(g.store, g.policy())
 	if len(g.HTTP) > 0 {
 		f := g.metrics.front("http")
 		front := policy.Front(f)
