@@ -29,12 +29,13 @@ type Config struct {
 	Admin       string
 	AdminFile   string
 
-	Redis        []string
-	WaitReplicas int
-	RepeatWindow time.Duration
-	ViewTTL      time.Duration
-	ViewMemory   int // MiB
-	DownloadsTTL time.Duration
+	Redis           []string
+	WaitReplicas    int
+	RepeatWindow    time.Duration
+	ViewTTL         time.Duration
+	ViewMemory      int // MiB
+	DownloadsTTL    time.Duration
+	CompletedEvents string // off, log or stream
 
 	EmbeddedSwarms, EmbeddedPeers int
 
@@ -80,6 +81,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.DurationVar(&c.MinInterval, "min-interval", 15*time.Minute, "between a client's announces at least; never above --interval")
 	fs.DurationVar(&c.PeerTTL, "peer-ttl", 45*time.Minute, "a peer is gone this long after its last announce")
 	fs.DurationVar(&c.DownloadsTTL, "downloads-ttl", 7*24*time.Hour, "the number of downloads outlives its swarm by this")
+	fs.StringVar(&c.CompletedEvents, "completed-events", completedOff, "`WHERE` each counted download is told, without its peer: off, log, or stream (swarmgate:completed in Redis)")
 	fs.DurationVar(&c.ViewTTL, "view-ttl", time.Second, "how long a swarm that was read answers further announces; 0 reads for each")
 	fs.IntVar(&c.ViewMemory, "view-memory", 64, "`MIB` of memory for such swarms")
 	fs.DurationVar(&c.RepeatWindow, "repeat-window", 2*time.Minute, "a repeat of an announce stored within it is answered without a write, within a tenth of --peer-ttl; 0 turns it off")
@@ -247,6 +249,15 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if c.WaitReplicas > 0 && len(c.Redis) == 0 {
 		return errors.New("--wait-replicas: the store in this process has no replicas; --redis names one that has")
+	}
+	switch c.CompletedEvents {
+	case completedOff, completedLog:
+	case completedStream:
+		if len(c.Redis) == 0 {
+			return errors.New("--completed-events: nobody can read a stream of the store in this process; --redis names another")
+		}
+	default:
+		return fmt.Errorf("--completed-events: %q is none of off, log, stream", c.CompletedEvents)
 	}
 	if c.ConnectionTTL > udpproxy.MaxConnectionTTL {
 		return fmt.Errorf("--connection-ttl: %v is above %v", c.ConnectionTTL, udpproxy.MaxConnectionTTL)

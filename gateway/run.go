@@ -45,10 +45,11 @@ type gateway struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	memory *embedded.Server // nil when Redis has the swarms
-	store  *swarmstore.Store
-	ids    *udpproxy.ConnectionIDs
-	secret [16]byte // that new ids are made with
+	memory    *embedded.Server // nil when Redis has the swarms
+	store     *swarmstore.Store
+	completed *completedEvents // nil when they are off
+	ids       *udpproxy.ConnectionIDs
+	secret    [16]byte // that new ids are made with
 
 	udp   []*udpproxy.Server // one for each address, as the next
 	http  []*httpFront
@@ -103,6 +104,15 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		g.memory.Tick(g.clock())
 		urls = []string{g.memory.URL()}
 	}
+	var downloaded func(swarmstore.Download)
+	if g.CompletedEvents != completedOff {
+		publish := logDownloads(g.log)
+		if g.CompletedEvents == completedStream {
+			publish = func(ctx context.Context, d []swarmstore.Download) error { return g.store.PublishDownloads(ctx, d) }
+		}
+		g.completed = newCompletedEvents(publish, g.metrics.lost, g.log)
+		downloaded = g.completed.add
+	}
 	g.store, err = swarmstore.Open(ctx, swarmstore.Options{
 		URLs:         urls,
 		PeerTTL:      g.PeerTTL,
@@ -111,6 +121,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		ViewMemory:   g.ViewMemory << 20,
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
+		Downloaded:   downloaded,
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
@@ -195,6 +206,9 @@ func (g *gateway) keep(ctx context.Context) {
 	if g.memory != nil {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
+	}
+	if g.completed != nil {
+		g.background.Go(func() { g.completed.run(ctx) })
 	}
 	if g.ids != nil && g.Secret == "" {
 		g.shareSecret(ctx) // so that the first ids are good on the other gateways
