@@ -49,12 +49,15 @@ type Config struct {
 	DrainTimeout  time.Duration
 
 	Log slog.Handler
+
+	ImportFile string // of the import command
 }
 
 // The commands of the command line.
 const (
 	commandRun    = "run"
 	commandHealth = "health"
+	commandImport = "import" // statedump FILE
 )
 
 // errHelp says that help was asked for and printed.
@@ -119,8 +122,10 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	switch rest := fs.Args(); {
 	case len(rest) == 1 && rest[0] == commandHealth:
 		command = commandHealth
+	case len(rest) == 3 && rest[0] == commandImport && rest[1] == "statedump":
+		command, c.ImportFile = commandImport, rest[2]
 	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (the only one is %q)", strings.Join(rest, " "), commandHealth)
+		return "", nil, fmt.Errorf("unknown command %q (there are %q and %q)", strings.Join(rest, " "), commandHealth, commandImport+" statedump FILE")
 	}
 	for _, l := range []struct {
 		flag  string
@@ -154,6 +159,8 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
 
   gateway [flags]         answer announces and scrapes
   gateway health [flags]  exit with 0 if the gateway with these flags is up
+  gateway import statedump FILE --redis URL
+                          take over the downloads that opentracker counted; - is stdin
 
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.
 
