@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -21,21 +23,25 @@ import (
 // Config is all that an operator decides. Durations below a second make no sense
 // to a tracker and are refused.
 type Config struct {
-	HTTP, UDP string
-	SharePort bool
-	Admin     string
-	AdminFile string
+	HTTP, UDP   []string
+	SharePort   bool
+	PathPrefix  string
+	RedirectURL string
+	Admin       string
+	AdminFile   string
 
-	Redis        []string
-	WaitReplicas int
-	RepeatWindow time.Duration
-	ViewTTL      time.Duration
-	ViewMemory   int // MiB
-	DownloadsTTL time.Duration
+	Redis           []string
+	WaitReplicas    int
+	RepeatWindow    time.Duration
+	ViewTTL         time.Duration
+	ViewMemory      int // MiB
+	DownloadsTTL    time.Duration
+	CompletedEvents string // off, log or stream
 
 	EmbeddedSwarms, EmbeddedPeers int
 
 	Interval, MinInterval time.Duration
+	IntervalMax           time.Duration // 0: the interval is the same in all swarms
 	PeerTTL               time.Duration
 
 	Secret        string
@@ -46,12 +52,15 @@ type Config struct {
 	DrainTimeout  time.Duration
 
 	Log slog.Handler
+
+	ImportFile string // of the import command
 }
 
 // The commands of the command line.
 const (
 	commandRun    = "run"
 	commandHealth = "health"
+	commandImport = "import" // statedump FILE
 )
 
 // errHelp says that help was asked for and printed.
@@ -64,17 +73,21 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs := pflag.NewFlagSet("gateway", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.SetOutput(io.Discard)
-	fs.StringVar(&c.HTTP, "http", ":6969", "`ADDR` that answers HTTP; empty turns it off")
-	fs.StringVar(&c.UDP, "udp", ":6969", "`ADDR` that answers UDP; empty turns it off")
+	fs.StringArrayVar(&c.HTTP, "http", []string{":6969"}, "`ADDR` that answers HTTP, or several with commas between; empty turns it off")
+	fs.StringArrayVar(&c.UDP, "udp", []string{":6969"}, "`ADDR` that answers UDP, or several with commas between; empty turns it off")
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
+	fs.StringVar(&c.PathPrefix, "path-prefix", "", "`PATH` below which announces and scrapes are answered too, as in PATH/KEY/announce; / is any")
+	fs.StringVar(&c.RedirectURL, "redirect-url", "", "`URL` that a browser which asks for / is sent to")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
+	fs.DurationVar(&c.IntervalMax, "interval-max", 0, "what the interval grows to in swarms of 1,000 to 1,000,000 peers, or when announces take 0.1 to 1 s; 0: it does not")
 	fs.DurationVar(&c.MinInterval, "min-interval", 15*time.Minute, "between a client's announces at least; never above --interval")
 	fs.DurationVar(&c.PeerTTL, "peer-ttl", 45*time.Minute, "a peer is gone this long after its last announce")
 	fs.DurationVar(&c.DownloadsTTL, "downloads-ttl", 7*24*time.Hour, "the number of downloads outlives its swarm by this")
+	fs.StringVar(&c.CompletedEvents, "completed-events", completedOff, "`WHERE` each counted download is told, without its peer: off, log, or stream (swarmgate:completed in Redis)")
 	fs.DurationVar(&c.ViewTTL, "view-ttl", time.Second, "how long a swarm that was read answers further announces; 0 reads for each")
 	fs.IntVar(&c.ViewMemory, "view-memory", 64, "`MIB` of memory for such swarms")
 	fs.DurationVar(&c.RepeatWindow, "repeat-window", 2*time.Minute, "a repeat of an announce stored within it is answered without a write, within a tenth of --peer-ttl; 0 turns it off")
@@ -84,7 +97,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
 	fs.Float64Var(&c.Decoys, "decoys", 0, "`SHARE` of all peers that are made up, 0.25 at most, so that an address in an answer proves nothing; the same on all gateways")
 	prefixes := fs.StringSlice("decoy-prefixes", nil, "`NETWORKS` that made-up peers have their addresses of (default: all public ones)")
-	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most")
+	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most, on each address")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
 	format := fs.String("log-format", "text", "`FORMAT`: text or json")
@@ -98,7 +111,8 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	}
 	fs.VisitAll(func(f *pflag.Flag) {
 		value, given := lookupEnv(envName(f.Name))
-		if f.Changed || !given || err != nil || value == "" && f.Value.Type() != "string" {
+		text := strings.HasPrefix(f.Value.Type(), "string") // or several
+		if f.Changed || !given || err != nil || value == "" && !text {
 			return
 		}
 		if fs.Set(f.Name, value) != nil {
@@ -113,16 +127,23 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	switch rest := fs.Args(); {
 	case len(rest) == 1 && rest[0] == commandHealth:
 		command = commandHealth
+	case len(rest) == 3 && rest[0] == commandImport && rest[1] == "statedump":
+		command, c.ImportFile = commandImport, rest[2]
 	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (the only one is %q)", strings.Join(rest, " "), commandHealth)
+		return "", nil, fmt.Errorf("unknown command %q (there are %q and %q)", strings.Join(rest, " "), commandHealth, commandImport+" statedump FILE")
 	}
-	for _, url := range strings.Split(*redis, ",") {
-		if url = strings.TrimSpace(url); url != "" {
-			c.Redis = append(c.Redis, url)
+	for _, l := range []struct {
+		flag  string
+		given []string
+		list  *[]string
+	}{
+		{"http", c.HTTP, &c.HTTP},
+		{"udp", c.UDP, &c.UDP},
+		{"redis", []string{*redis}, &c.Redis},
+	} {
+		if *l.list, err = splitList(l.given); err != nil {
+			return "", nil, fmt.Errorf("--%s: %w", l.flag, err)
 		}
-	}
-	if *redis != "" && len(c.Redis) == 0 {
-		return "", nil, errors.New("--redis: names no address")
 	}
 	for _, text := range *prefixes {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
@@ -150,6 +171,8 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
 
   gateway [flags]         answer announces and scrapes
   gateway health [flags]  exit with 0 if the gateway with these flags is up
+  gateway import statedump FILE --redis URL
+                          take over the downloads that opentracker counted; - is stdin
 
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.
 
@@ -174,16 +197,27 @@ func logHandler(w io.Writer, level, format string) (slog.Handler, error) {
 
 // check refuses values that make no sense, before anything listens.
 func (c *Config) check(minIntervalGiven bool) error {
-	for _, a := range []struct{ flag, addr string }{{"http", c.HTTP}, {"udp", c.UDP}} {
-		if a.addr == "" {
-			continue
-		}
-		if _, err := splitAddr(a.addr); err != nil {
-			return fmt.Errorf("--%s: %w", a.flag, err)
+	for _, l := range []struct {
+		flag  string
+		addrs []string
+	}{{"http", c.HTTP}, {"udp", c.UDP}} {
+		for _, addr := range l.addrs {
+			if _, err := splitAddr(addr); err != nil {
+				return fmt.Errorf("--%s: %w", l.flag, err)
+			}
 		}
 	}
-	if c.HTTP == "" && c.UDP == "" {
+	if len(c.HTTP) == 0 && len(c.UDP) == 0 {
 		return errors.New("--http and --udp are both empty: nothing would answer")
+	}
+	if c.PathPrefix != "" && !pathPrefix.MatchString(c.PathPrefix) {
+		return fmt.Errorf("--path-prefix: %q is not made of /, and letters, digits, - and _ between", c.PathPrefix)
+	}
+	if c.RedirectURL != "" {
+		u, err := url.Parse(c.RedirectURL)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+			return fmt.Errorf("--redirect-url: %q is not http://HOST/... or https://HOST/...", c.RedirectURL)
+		}
 	}
 	if c.Admin != "" {
 		if _, err := adminAddrs(c.Admin); err != nil {
@@ -196,6 +230,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 		zero  bool // turns it off
 	}{
 		{"interval", c.Interval, false},
+		{"interval-max", c.IntervalMax, true},
 		{"min-interval", c.MinInterval, false},
 		{"peer-ttl", c.PeerTTL, false},
 		{"downloads-ttl", c.DownloadsTTL, false},
@@ -212,6 +247,9 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if minIntervalGiven && c.MinInterval > c.Interval {
 		return fmt.Errorf("--min-interval: %v is above --interval %v", c.MinInterval, c.Interval)
+	}
+	if c.IntervalMax > 0 && c.IntervalMax < c.Interval {
+		return fmt.Errorf("--interval-max: %v is below --interval %v", c.IntervalMax, c.Interval)
 	}
 	for _, n := range []struct {
 		flag  string
@@ -231,6 +269,15 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if c.WaitReplicas > 0 && len(c.Redis) == 0 {
 		return errors.New("--wait-replicas: the store in this process has no replicas; --redis names one that has")
 	}
+	switch c.CompletedEvents {
+	case completedOff, completedLog:
+	case completedStream:
+		if len(c.Redis) == 0 {
+			return errors.New("--completed-events: nobody can read a stream of the store in this process; --redis names another")
+		}
+	default:
+		return fmt.Errorf("--completed-events: %q is none of off, log, stream", c.CompletedEvents)
+	}
 	if c.ConnectionTTL > udpproxy.MaxConnectionTTL {
 		return fmt.Errorf("--connection-ttl: %v is above %v", c.ConnectionTTL, udpproxy.MaxConnectionTTL)
 	}
@@ -249,12 +296,32 @@ func (c *Config) check(minIntervalGiven bool) error {
 	return nil
 }
 
+var pathPrefix = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)*/?$`)
+
+func (c *Config) policy() tracker.Policy {
+	return tracker.Policy{Interval: c.Interval, MinInterval: c.MinInterval, IntervalMax: c.IntervalMax}
+}
+
 // outlives warns of what works but is seldom meant.
 func (c *Config) outlives(log *slog.Logger) {
-	longest := tracker.Policy{Interval: c.Interval}.MaxInterval()
+	longest := c.policy().MaxInterval()
 	if c.PeerTTL <= longest {
 		log.Warn("peers expire before they announce again", "peer-ttl", c.PeerTTL, "longest interval", longest)
 	}
+}
+
+// splitList takes lists with commas apart. An empty text stands for no address.
+func splitList(lists []string) (addrs []string, err error) {
+	text := strings.Join(lists, ",")
+	for _, addr := range strings.Split(text, ",") {
+		if addr = strings.TrimSpace(addr); addr != "" {
+			addrs = append(addrs, addr)
+		}
+	}
+	if text != "" && len(addrs) == 0 {
+		return nil, errors.New("names no address")
+	}
+	return addrs, nil
 }
 
 // splitAddr checks HOST:PORT with a numeric port.

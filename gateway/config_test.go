@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.HTTP != ":6969" || c.UDP != ":6969" || c.Admin != "127.0.0.1:6970" || len(c.Redis) != 0 ||
+	if strings.Join(c.HTTP, " ") != ":6969" || strings.Join(c.UDP, " ") != ":6969" || c.Admin != "127.0.0.1:6970" || len(c.Redis) != 0 ||
 		c.Interval != 30*time.Minute || c.MinInterval != 15*time.Minute || c.PeerTTL != 45*time.Minute ||
 		c.ViewTTL != time.Second || c.WaitReplicas != 0 || c.RepeatWindow != 2*time.Minute || c.SharePort {
 		t.Errorf("defaults are %+v", c)
@@ -33,7 +34,7 @@ func TestDefaults(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env := map[string]string{
 		"SWARMGATE_PEER_TTL": "1h", "SWARMGATE_REDIS": "redis://a:1, redis://b:2", "SWARMGATE_SHARE_PORT": "true",
-		"SWARMGATE_INTERVAL": "5m", "SWARMGATE_UDP": "", "SWARMGATE_VIEW_TTL": "",
+		"SWARMGATE_INTERVAL": "5m", "SWARMGATE_UDP": "", "SWARMGATE_HTTP": ":1, :2", "SWARMGATE_VIEW_TTL": "",
 	}
 	c, err := parse(t, env, "--interval", "6m")
 	if err != nil {
@@ -42,7 +43,7 @@ func TestEnvironment(t *testing.T) {
 	if c.PeerTTL != time.Hour || len(c.Redis) != 2 || c.Redis[1] != "redis://b:2" || !c.SharePort {
 		t.Errorf("the environment gives %+v", c)
 	}
-	if c.UDP != "" || c.ViewTTL != time.Second {
+	if len(c.UDP) != 0 || strings.Join(c.HTTP, " ") != ":1 :2" || c.ViewTTL != time.Second {
 		t.Errorf("empty variables give %+v", c)
 	}
 	if c.Interval != 6*time.Minute {
@@ -63,11 +64,26 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--interval", "10ms"}, want: "--interval"},
 		{args: []string{"--peer-ttl=-1s"}, want: "--peer-ttl"},
 		{args: []string{"--min-interval", "2h"}, want: "--min-interval"},
+		{args: []string{"--interval-max", "29m"}, want: "--interval-max"},
+		{args: []string{"--interval-max", "1ms", "--interval", "1s"}, want: "--interval-max"},
 		{args: []string{"--view-ttl=-1s"}, want: "--view-ttl"},
 		{args: []string{"--http", "6969"}, want: "--http"},
+		{args: []string{"--http", ":1", "--http", "6969"}, want: "--http"},
+		{args: []string{"--http", ","}, want: "--http"},
 		{args: []string{"--udp", ":99999"}, want: "--udp"},
+		{args: []string{"--udp", ":1,:99999"}, want: "--udp"},
 		{args: []string{"--http", "", "--udp", ""}, want: "--http"},
 		{args: []string{"--udp", "nosuch.invalid:6969"}, want: "--udp"},
+		{args: []string{"--path-prefix", "t"}, want: "--path-prefix"},
+		{args: []string{"--path-prefix", "/a//b"}, want: "--path-prefix"},
+		{args: []string{"--path-prefix", "/:x"}, want: "--path-prefix"},
+		{args: []string{"--redirect-url", "example.org"}, want: "--redirect-url"},
+		{args: []string{"--redirect-url", "javascript://x/%0aalert(1)"}, want: "--redirect-url"},
+		{args: []string{"--redirect-url", "https:///x"}, want: "--redirect-url"},
+		{args: []string{"--redirect-url", "https://x/\r\nSet-Cookie: y"}, want: "--redirect-url"},
+		{args: []string{"--completed-events", "mail"}, want: "--completed-events"},
+		{args: []string{"--completed-events", "stream"}, want: "--completed-events"},
+		{env: map[string]string{"SWARMGATE_COMPLETED_EVENTS": ""}, want: "--completed-events"},
 		{args: []string{"--redis", ","}, want: "--redis"},
 		{args: []string{"--admin", ":9-8"}, want: "--admin"},
 		{args: []string{"--admin", ":x"}, want: "--admin"},
@@ -97,6 +113,29 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		}
 		if strings.Contains(stderr.String(), "hunter22") {
 			t.Errorf("%q tells a secret: %q", test.args, stderr.String())
+		}
+	}
+}
+
+func TestPeersThatExpireTooEarlyAreWarnedOf(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want bool
+	}{
+		{nil, false},
+		{[]string{"--peer-ttl", "33m1s"}, false},
+		{[]string{"--peer-ttl", "33m"}, true},
+		{[]string{"--interval-max", "40m"}, false},
+		{[]string{"--interval-max", "41m"}, true},
+	} {
+		c, err := parse(t, nil, test.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		c.outlives(slog.New(slog.NewTextHandler(&log, nil)))
+		if warned := strings.Contains(log.String(), "peers expire"); warned != test.want {
+			t.Errorf("%q: %q", test.args, &log)
 		}
 	}
 }

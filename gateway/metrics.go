@@ -28,6 +28,8 @@ type metrics struct {
 	refused         prometheus.Counter
 	views           *prometheus.CounterVec // by result
 	absorbed        prometheus.Counter
+
+	lostEvents prometheus.Counter
 }
 
 // results that requests are counted by; the names of the errors in swarm.
@@ -65,10 +67,12 @@ func newMetrics() *metrics {
 		refused:         prometheus.NewCounter(counter("store_refused_total", "Announces and look-ups that Redis refused or did not answer.")),
 		views:           prometheus.NewCounterVec(counter("views_total", "Swarms looked up in the views: hit, or miss and read."), []string{"result"}),
 		absorbed:        prometheus.NewCounter(counter("repeats_absorbed_total", "Repeated announces answered without a write.")),
+
+		lostEvents: prometheus.NewCounter(counter("completed_events_lost_total", "Events of --completed-events that came too fast, or that Redis did not take.")),
 	}
 	m.registry.MustRegister(
 		m.announces, m.scrapes, m.invalid, m.seconds, m.datagrams, m.dropped,
-		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed,
+		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed, m.lostEvents,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
@@ -91,6 +95,8 @@ func (m *metrics) Views(hits, misses int) {
 }
 
 func (m *metrics) Absorbed(n int) { m.absorbed.Add(float64(n)) }
+
+func (m *metrics) lost(events int) { m.lostEvents.Add(float64(events)) }
 
 // front is the metrics of one front end.
 type front struct {

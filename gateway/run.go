@@ -26,7 +26,10 @@ import (
 )
 
 // listening says where a gateway listens; empty for what is turned off.
-type listening struct{ HTTP, UDP, Admin string }
+type listening struct {
+	HTTP, UDP []string
+	Admin     string
+}
 
 // misuseError is what only opening tells to be a wrong value of a flag.
 type misuseError struct{ error }
@@ -42,20 +45,26 @@ type gateway struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	memory   *embedded.Server // nil when Redis has the swarms
-	store    *swarmstore.Store
-	ids      *udpproxy.ConnectionIDs
-	secret   [16]byte // that new ids are made with
-	decoys   *tracker.Decoys
-	disguise [16]byte // that decoys follow from
+	memory    *embedded.Server // nil when Redis has the swarms
+	store     *swarmstore.Store
+	completed *completedEvents // nil when they are off
+	ids       *udpproxy.ConnectionIDs
+	secret    [16]byte // that new ids are made with
+	decoys    *tracker.Decoys
+	disguise  [16]byte // that decoys follow from
 
-	udp          *udpproxy.Server // nil when turned off, as the next two
-	http         *httpapi.Server
-	admin        *admin
-	httpListener *listener
+	udp   []*udpproxy.Server // one for each address, as the next
+	http  []*httpFront
+	admin *admin // nil when turned off
 
 	draining   atomic.Bool
 	background sync.WaitGroup
+}
+
+// httpFront answers HTTP on one address.
+type httpFront struct {
+	*httpapi.Server
+	listener *listener
 }
 
 // run starts a gateway, tells started where it listens, and returns when ctx has
@@ -97,6 +106,15 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		g.memory.Tick(g.clock())
 		urls = []string{g.memory.URL()}
 	}
+	var downloaded func(swarmstore.Download)
+	if g.CompletedEvents != completedOff {
+		publish := logDownloads(g.log)
+		if g.CompletedEvents == completedStream {
+			publish = func(ctx context.Context, d []swarmstore.Download) error { return g.store.PublishDownloads(ctx, d) }
+		}
+		g.completed = newCompletedEvents(publish, g.metrics.lost, g.log)
+		downloaded = g.completed.add
+	}
 	g.store, err = swarmstore.Open(ctx, swarmstore.Options{
 		URLs:         urls,
 		PeerTTL:      g.PeerTTL,
@@ -105,6 +123,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		ViewMemory:   g.ViewMemory << 20,
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
+		Downloaded:   downloaded,
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
@@ -123,29 +142,45 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			g.decoys.SetKey(g.disguise)
 		}
 	}
-	policy := tracker.New(g.store, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval, Decoys: g.decoys})
-	if g.HTTP != "" {
-		if g.httpListener, err = listenTCP(ctx, g.HTTP, g.SharePort); err != nil {
-			return fmt.Errorf("--http: %w", err)
-		}
+	rules := g.policy()
+	rules.Decoys = g.decoys
+	policy := tracker.New(g.store, rules)
+	if len(g.HTTP) > 0 {
 		f := g.metrics.front("http")
-		g.http = httpapi.New(httpapi.Options{Tracker: policy.Front(f), Metrics: f, Now: g.clock, MaxClients: g.HTTPClients})
+		front := policy.Front(f)
+		for _, addr := range g.HTTP {
+			l, err := listenTCP(ctx, addr, g.SharePort)
+			if err != nil {
+				return fmt.Errorf("--http: %w", err)
+			}
+			server := httpapi.New(httpapi.Options{
+				Tracker: front, Metrics: f, Now: g.clock,
+				MaxClients:  g.HTTPClients,
+				PathPrefix:  g.PathPrefix,
+				RedirectURL: g.RedirectURL,
+			})
+			g.http = append(g.http, &httpFront{server, l})
+		}
 	}
-	if g.UDP != "" {
+	if len(g.UDP) > 0 {
+		f := g.metrics.front("udp")
 		g.secret = newSecret(g.Secret, "")
 		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
-		f := g.metrics.front("udp")
-		g.udp, err = udpproxy.Listen(ctx, udpproxy.Options{
-			Addr:      g.UDP,
-			SharePort: g.SharePort,
-			Sockets:   runtime.GOMAXPROCS(0),
-			IDs:       g.ids,
-			Tracker:   policy.Front(f),
-			Metrics:   udpFront{f, g.metrics},
-			Now:       g.clock,
-		})
-		if err != nil {
-			return fmt.Errorf("--udp: %w", err)
+		front := policy.Front(f)
+		for _, addr := range g.UDP {
+			server, err := udpproxy.Listen(ctx, udpproxy.Options{
+				Addr:      addr,
+				SharePort: g.SharePort,
+				Sockets:   runtime.GOMAXPROCS(0),
+				IDs:       g.ids,
+				Tracker:   front,
+				Metrics:   udpFront{f, g.metrics},
+				Now:       g.clock,
+			})
+			if err != nil {
+				return fmt.Errorf("--udp: %w", err)
+			}
+			g.udp = append(g.udp, server)
 		}
 	}
 	if g.Admin != "" {
@@ -169,11 +204,11 @@ func (g *gateway) ready(ctx context.Context) error {
 }
 
 func (g *gateway) serve(group *errgroup.Group) {
-	if g.http != nil {
-		group.Go(func() error { return g.http.Serve(g.httpListener) })
+	for _, h := range g.http {
+		group.Go(func() error { return h.Serve(h.listener) })
 	}
-	if g.udp != nil {
-		group.Go(g.udp.Serve)
+	for _, u := range g.udp {
+		group.Go(u.Serve)
 	}
 }
 
@@ -182,6 +217,9 @@ func (g *gateway) keep(ctx context.Context) {
 	if g.memory != nil {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
+	}
+	if g.completed != nil {
+		g.background.Go(func() { g.completed.run(ctx) })
 	}
 	if g.Secret == "" && (g.ids != nil || g.decoys != nil) {
 		g.shareSecrets(ctx) // so that the first ids are good on the other gateways
@@ -250,13 +288,13 @@ func (g *gateway) drain() error {
 	ctx, cancel := context.WithTimeout(context.Background(), g.DrainTimeout)
 	defer cancel()
 	var group errgroup.Group
-	if g.udp != nil {
-		group.Go(func() error { return g.udp.Shutdown(ctx) })
+	for _, u := range g.udp {
+		group.Go(func() error { return u.Shutdown(ctx) })
 	}
-	if g.http != nil {
+	for _, h := range g.http {
 		group.Go(func() error {
-			defer g.httpListener.Close() // also when Serve did not come to begin
-			return g.http.Shutdown(ctx)
+			defer h.listener.Close() // also when Serve did not come to begin
+			return h.Shutdown(ctx)
 		})
 	}
 	err := group.Wait()
@@ -280,21 +318,21 @@ func (g *gateway) close() {
 		g.admin.close()
 	}
 	if !g.draining.Load() {
-		if g.udp != nil {
-			_ = g.udp.Shutdown(context.Background())
+		for _, u := range g.udp {
+			_ = u.Shutdown(context.Background())
 		}
-		if g.httpListener != nil {
-			_ = g.httpListener.TCPListener.Close() // nobody accepts
+		for _, h := range g.http {
+			_ = h.listener.TCPListener.Close() // nobody accepts
 		}
 	}
 }
 
 func (g *gateway) listening() (l listening) {
-	if g.http != nil {
-		l.HTTP = g.httpListener.Addr().String()
+	for _, h := range g.http {
+		l.HTTP = append(l.HTTP, h.listener.Addr().String())
 	}
-	if g.udp != nil {
-		l.UDP = g.udp.Addr().String()
+	for _, u := range g.udp {
+		l.UDP = append(l.UDP, u.Addr().String())
 	}
 	if g.admin != nil {
 		l.Admin = g.admin.listener.Addr().String()
@@ -307,23 +345,28 @@ func (g *gateway) greet(w io.Writer) {
 	l := g.listening()
 	var b strings.Builder
 	b.WriteString("Swarmgate is up.\n")
-	for _, line := range []struct{ what, scheme, addr, path string }{
-		{"HTTP", "http", l.HTTP, "/announce"},
-		{"UDP", "udp", l.UDP, "/announce"},
-		{"Admin", "http", l.Admin, "/metrics"},
+	for _, line := range []struct {
+		what, scheme, path string
+		addrs              []string
+	}{
+		{"HTTP", "http", "/announce", l.HTTP},
+		{"UDP", "udp", "/announce", l.UDP},
+		{"Admin", "http", "/metrics", []string{l.Admin}},
 	} {
-		if line.addr == "" {
-			continue
-		}
-		host, port, _ := net.SplitHostPort(line.addr)
-		where := "on " + line.addr
-		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-			host, where = "HOST", "on port "+port+", IPv4 and IPv6"
-			if ip.To4() != nil {
-				where = "on port " + port + ", IPv4"
+		for _, addr := range line.addrs {
+			if addr == "" {
+				continue
 			}
+			host, port, _ := net.SplitHostPort(addr)
+			where := "on " + addr
+			if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+				host, where = "HOST", "on port "+port+", IPv4 and IPv6"
+				if ip.To4() != nil {
+					where = "on port " + port + ", IPv4"
+				}
+			}
+			fmt.Fprintf(&b, "  %-6s %-33s %s://%s%s\n", line.what, where, line.scheme, net.JoinHostPort(host, port), line.path)
 		}
-		fmt.Fprintf(&b, "  %-6s %-33s %s://%s%s\n", line.what, where, line.scheme, net.JoinHostPort(host, port), line.path)
 	}
 	if g.memory != nil {
 		fmt.Fprintf(&b, "  Store  in this process, for %d swarms and %d peers at most; it ends with the process.\n"+

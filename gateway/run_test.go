@@ -34,6 +34,8 @@ func TestMain(m *testing.M) {
 // running is a gateway in this process.
 type running struct {
 	listening
+	HTTP, UDP string // the first addresses
+
 	t      *testing.T
 	log    lockedBuffer
 	stdout bytes.Buffer
@@ -64,7 +66,11 @@ func (b *lockedBuffer) String() string {
 func gatewayWith(t *testing.T, args ...string) *running {
 	t.Helper()
 	g := &running{t: t, exit: make(chan int, 1)}
-	args = append([]string{"--http", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--admin", "127.0.0.1:0"}, args...)
+	for _, flag := range []string{"--http", "--udp", "--admin"} {
+		if !slices.Contains(args, flag) {
+			args = append(args, flag, "127.0.0.1:0")
+		}
+	}
 	_, config, err := parseConfig(args, func(string) (string, bool) { return "", false }, io.Discard, &g.log)
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +89,14 @@ func gatewayWith(t *testing.T, args ...string) *running {
 	t.Cleanup(func() { g.end() })
 	select {
 	case g.listening = <-up:
+		for _, first := range []struct {
+			addr *string
+			of   []string
+		}{{&g.HTTP, g.listening.HTTP}, {&g.UDP, g.listening.UDP}} {
+			if len(first.of) > 0 {
+				*first.addr = first.of[0]
+			}
+		}
 	case code := <-g.exit:
 		g.exit <- code
 		t.Fatalf("exit code %d: %s", code, g.log.String())
@@ -253,6 +267,43 @@ func TestTheBanner(t *testing.T) {
 	}
 }
 
+func TestSeveralAddresses(t *testing.T) {
+	g := gatewayWith(t, "--http", "127.0.0.1:0", "--http", "127.0.0.1:0,127.0.0.1:0", "--udp", "127.0.0.1:0, 127.0.0.1:0", "--view-ttl", "0")
+	if len(g.listening.HTTP) != 3 || len(g.listening.UDP) != 2 {
+		t.Fatalf("it listens on %+v", g.listening)
+	}
+	for n, addr := range g.listening.HTTP {
+		g.HTTP = addr
+		want := fmt.Sprintf("8:completei%de", n+1)
+		if body := g.announce(fmt.Sprintf("port=%d&left=0", 1001+n)); !strings.Contains(body, want) {
+			t.Errorf("HTTP on %s: %q has no %q", addr, body, want)
+		}
+	}
+	var id uint64 // which is good on all addresses
+	for _, addr := range g.listening.UDP {
+		g.UDP = addr
+		c := g.dialUDP()
+		if id == 0 {
+			id = c.id
+		}
+		c.id = id
+		if r := c.ask(bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{hashA}}); !slices.Equal(r.Counts, []swarm.Counts{{Seeders: 3}}) {
+			t.Errorf("UDP on %s: %+v", addr, r)
+		}
+	}
+	g.end()
+	out := g.stdout.String()
+	for _, addr := range slices.Concat(g.listening.HTTP, g.listening.UDP) {
+		if !strings.Contains(out, "://"+addr+"/announce") {
+			t.Errorf("%s is not in %q", addr, out)
+		}
+		if c, err := net.Dial("tcp", addr); err == nil {
+			_ = c.Close()
+			t.Errorf("%s takes connections after the end", addr)
+		}
+	}
+}
+
 func TestAGatewayWithoutItsRedisStaysUp(t *testing.T) {
 	g := gatewayWith(t, "--redis", "redis://127.0.0.1:1")
 	if log := g.log.String(); !strings.Contains(log, "level=ERROR") || !strings.Contains(log, "127.0.0.1:1") || strings.Contains(log, "goroutine") {
@@ -400,8 +451,8 @@ func TestGatewaysShareAPort(t *testing.T) {
 func TestAnAddressInUse(t *testing.T) {
 	g := gatewayWith(t)
 	for flag, args := range map[string][]string{
-		"--http":  {"--http", g.HTTP, "--udp", "", "--admin", ""},
-		"--udp":   {"--http", "", "--udp", g.UDP, "--admin", ""},
+		"--http":  {"--http", "127.0.0.1:0", "--http", g.HTTP, "--udp", "", "--admin", ""},
+		"--udp":   {"--http", "", "--udp", "127.0.0.1:0," + g.UDP, "--admin", ""},
 		"--admin": {"--http", "127.0.0.1:0", "--udp", "", "--admin", g.Admin},
 	} {
 		var stderr bytes.Buffer

@@ -367,6 +367,7 @@ func (x *exchange) settle(groups []*group) {
 			}
 		}
 	}
+	x.store.tellDownloads(groups)
 }
 
 // errReplicas says that a write is on fewer replicas than it must be.

@@ -40,6 +40,10 @@ type Options struct {
 	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
 	WaitReplicas int           // replicas that must have a write before it counts
 
+	// Downloaded is told of each download that is counted, before its announce is
+	// answered: it must not wait. Nil for nobody.
+	Downloaded func(Download)
+
 	Log     *slog.Logger
 	Metrics Metrics
 }

@@ -437,7 +437,7 @@ func (l *loop) read(c *conn) {
 	for {
 		size, is := 0, incomplete
 		if len(b) > 0 {
-			size, is = c.head.read(b)
+			size, is = c.head.read(b, l.front.under)
 		}
 		switch {
 		case is == plain:

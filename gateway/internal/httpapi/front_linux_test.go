@@ -25,7 +25,7 @@ func serveFiber(t *testing.T, tracker Tracker, clients int) (addr string, metric
 		t.Fatal(err)
 	}
 	metrics = &fakeMetrics{}
-	s := New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients})
+	s := New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
 	served := make(chan error, 1)
 	go func() { served <- s.app.Listener(l) }()
 	t.Cleanup(func() { _ = errors.Join(s.app.Shutdown(), <-served) })
@@ -95,6 +95,13 @@ func TestTheFrontAnswersAsFiberDoes(t *testing.T) {
 		"GET /announce HTTP/1.1\r\n\r\n",
 		"GET /announce?\r\n\r\n",
 		"GET /announce/?x HTTP/1.1\r\n\r\n",
+		"GET /t" + asked + " HTTP/1.1\r\n\r\n",
+		"GET /t/0Key_-" + asked + " HTTP/1.0\r\n\r\n",
+		"GET /t/a%20b" + asked + " HTTP/1.0\r\n\r\n",
+		"GET /t/" + asked + " HTTP/1.1\r\n\r\n",
+		"GET /tt" + asked + " HTTP/1.1\r\n\r\n",
+		"GET /t/announce HTTP/1.1\r\n\r\n",
+		"GET /t/ HTTP/1.1\r\n\r\n",
 		"GET /scrape?info_hash=aaaaaaaaaaaaaaaaaaaa HTTP/1.1\r\n\r\n",
 		"POST /announce?x HTTP/1.1\r\n\r\n",
 		"HEAD " + asked + " HTTP/1.1\r\n\r\n",
@@ -135,7 +142,7 @@ func fiberAnswer(s *Server, c *memoryConn, request []byte) string {
 func checkHead(t *testing.T, s *Server, r *announce, request []byte) (is verdict) {
 	var h head
 	c := &memoryConn{}
-	size, is := h.read(request)
+	size, is := h.read(request, s.under)
 	if is != plain {
 		return is
 	}
@@ -154,15 +161,31 @@ func checkHead(t *testing.T, s *Server, r *announce, request []byte) (is verdict
 }
 
 func FuzzHead(f *testing.F) {
-	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10})
+	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: "/t"})
 	s.app.Handler()
 	f.Add([]byte("GET " + asked + " HTTP/1.1\r\nHost: x:1\r\nConnection: keep-alive\r\n\r\n"))
 	f.Add([]byte("GET " + asked + " HTTP/1.0\r\nContent-Length: 1\r\nExpect: x\r\n\r\n"))
+	f.Add([]byte("GET /t/a/announce" + asked + " HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, request []byte) { checkHead(t, s, newAnnounce(), request) })
 }
 
+func TestFurtherPathsArePlain(t *testing.T) {
+	for path, want := range map[string]verdict{
+		"/announce?": plain, "/t/announce?": plain, "/t/Key-0_/announce?": plain,
+		"/x/announce?": unusual, "/t//announce?": unusual, "/t/a.b/announce?": unusual, "/t/announc": incomplete, "/": incomplete,
+	} {
+		request := "GET " + path
+		if want != incomplete {
+			request += "x HTTP/1.1\r\n\r\n"
+		}
+		if _, is := new(head).read([]byte(request), "/t/"); is != want {
+			t.Errorf("%s is %v", path, is)
+		}
+	}
+}
+
 func TestMutatedHeads(t *testing.T) {
-	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10})
+	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: "/t"})
 	s.app.Handler()
 	n := 200_000
 	if testing.Short() {
@@ -175,6 +198,10 @@ func TestMutatedHeads(t *testing.T) {
 		request := bytes.Clone(seed)
 		if r.IntN(2) == 0 {
 			request = bytes.Replace(request, []byte("Content-Length:0\r\nExpect:\r\n"), nil, 1)
+		}
+		if r.IntN(2) == 0 {
+			path := []string{"/t", "/t/t", "/t/announce", "/t/a/b", "/t/"}[r.IntN(5)]
+			request = bytes.Replace(request, []byte("/announce"), []byte(path+"/announce"), 1)
 		}
 		for range r.IntN(4) {
 			request[r.IntN(len(request))] = alphabet[r.IntN(len(alphabet))]

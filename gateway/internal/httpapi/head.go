@@ -25,25 +25,28 @@ const (
 )
 
 const (
-	verb  = "GET /announce?"
-	proto = " HTTP/1.1"
+	method = "GET "
+	verb   = method + "/announce?"
+	proto  = " HTTP/1.1"
 )
 
 // read reads the head that b begins with. What it calls plain Fiber must understand the
-// same way; where that takes thought, the head is unusual.
-func (h *head) read(b []byte) (size int, is verdict) {
-	if n := min(len(b), len(verb)); string(b[:n]) != verb[:n] {
-		return 0, unusual
+// same way; where that takes thought, the head is unusual. Announces are answered too at paths
+// that begin with under, unless that is empty.
+func (h *head) read(b []byte, under string) (size int, is verdict) {
+	start, is := readVerb(b, under)
+	if is != plain {
+		return 0, is
 	}
 	line, rest, is := cutLine(b)
 	if is != plain {
 		return 0, is
 	}
-	if len(line) < len(verb)+len(proto) {
+	if len(line) < start+len(proto) {
 		return 0, unusual
 	}
-	h.query = line[len(verb) : len(line)-len(proto)]
-	switch string(line[len(verb)+len(h.query):]) {
+	h.query = line[start : len(line)-len(proto)]
+	switch string(line[start+len(h.query):]) {
 	case proto:
 		h.old = false
 	case " HTTP/1.0":
@@ -57,6 +60,50 @@ func (h *head) read(b []byte) (size int, is verdict) {
 		}
 	}
 	return h.readHeaders(b, rest)
+}
+
+// readVerb finds where the query of an announce begins.
+func readVerb(b []byte, under string) (size int, is verdict) {
+	if size, is = readPrefix(b, verb); is != unusual || under == "" {
+		return size, is
+	}
+	if size, is = readPrefix(b, method); is != plain {
+		return 0, is
+	}
+	n, is := readPrefix(b[size:], under)
+	if is != plain {
+		return 0, is
+	}
+	size += n
+	for n, c := range b[size:] {
+		switch {
+		case c == '?':
+			path := b[size : size+n]
+			if string(path) != "announce" && !(len(path) > len("/announce") && bytes.HasSuffix(path, []byte("/announce"))) {
+				return 0, unusual
+			}
+			return size + n + 1, plain
+		case c != '/' && c != '-' && c != '_' && !letterOrDigit(c):
+			return 0, unusual
+		}
+	}
+	return 0, incomplete
+}
+
+// readPrefix tells whether b begins with prefix, as far as b goes.
+func readPrefix(b []byte, prefix string) (size int, is verdict) {
+	switch n := min(len(b), len(prefix)); {
+	case string(b[:n]) != prefix[:n]:
+		return 0, unusual
+	case n < len(prefix):
+		return 0, incomplete
+	default:
+		return n, plain
+	}
+}
+
+func letterOrDigit(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
 }
 
 // readHeaders reads up to the empty line.
@@ -145,8 +192,7 @@ func cutLine(b []byte) (line, rest []byte, is verdict) {
 func plainHost(value []byte) bool {
 	name, port, _ := bytes.Cut(value, []byte{':'})
 	for _, c := range name {
-		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
-		if !letter && (c < '0' || c > '9') && c != '.' && c != '-' {
+		if !letterOrDigit(c) && c != '.' && c != '-' {
 			return false
 		}
 	}
@@ -161,7 +207,7 @@ func plainHost(value []byte) bool {
 // nameByte tells the bytes that the name of a header is made of (RFC 9110's token).
 var nameByte = func() (table [256]bool) {
 	for c := range table {
-		table[c] = '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z' && c < 0x80 || c < 0x80 && bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), byte(c)) >= 0
+		table[c] = letterOrDigit(byte(c)) || c < 0x80 && bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), byte(c)) >= 0
 	}
 	return table
 }()

@@ -81,12 +81,18 @@ var answer = swarm.Answer{
 // serve answers on a loopback address until the test ends.
 func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, metrics *fakeMetrics) {
 	t.Helper()
+	metrics = &fakeMetrics{}
+	s = New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
+	return s, serveOn(t, s), metrics
+}
+
+// serveOn lets a server answer on a loopback address until the test ends.
+func serveOn(t *testing.T, s *Server) (addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics = &fakeMetrics{}
-	s = New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients})
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -99,7 +105,7 @@ func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, 
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return s, l.Addr().String(), metrics
+	return l.Addr().String()
 }
 
 // dial a connection on which nothing takes longer than ten seconds.
@@ -317,6 +323,57 @@ func TestStatusCodes(t *testing.T) {
 		if strings.Contains(raw, "passwd") {
 			t.Errorf("%s %s is echoed: %q", test.method, test.path, raw)
 		}
+	}
+}
+
+func TestPaths(t *testing.T) {
+	_, query, _ := strings.Cut(asked, "?")
+	for prefix, want := range map[string]map[string]int{
+		"": {"/announce": 200, "/t/announce": 404, "/a/announce": 404, "//announce": 404},
+		"/t/": {
+			"/announce": 200, "/t/announce": 200, "/t/key/announce": 200, "/t/a/b%20c/announce": 200, "/t/announce/announce": 200,
+			"/t": 404, "/t/": 404, "/t/announce/": 404, "/t//announce": 404, "/tannounce": 404, "/a/announce": 404, "/t/key/announced": 404, "/t/key": 404,
+		},
+		"/a/b": {"/announce": 200, "/a/b/announce": 200, "/a/b/key/announce": 200, "/a/announce": 404, "/b/announce": 404},
+		"/":    {"/announce": 200, "/key/announce": 200, "/a/b/announce": 200, "//announce": 404, "/": 404, "/key": 404},
+	} {
+		tracker := &fakeTracker{answer: answer}
+		s := New(Options{Tracker: tracker, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: prefix})
+		addr := serveOn(t, s)
+		for path, want := range want {
+			// The front answers the first, Fiber the second.
+			for _, headers := range []string{"", "Content-Length: 0\r\n"} {
+				raw := exchange(t, addr, "GET "+path+"?"+query+" HTTP/1.1\r\nConnection: close\r\n"+headers+"\r\n")
+				if status := fmt.Sprintf("HTTP/1.1 %d ", want); !strings.HasPrefix(raw, status) || want == 200 && !strings.HasSuffix(raw, golden) {
+					t.Errorf("below %q %s is %.40q, want %d", prefix, path, raw, want)
+				}
+			}
+			path = strings.TrimSuffix(path, "announce") + "scrape"
+			if !strings.HasSuffix(path, "/scrape") || want != 200 {
+				continue
+			}
+			if status, body := get(t, addr, path+"?"+query); status != 200 || !strings.HasPrefix(body, "d5:filesd") {
+				t.Errorf("below %q %s is %d %q", prefix, path, status, body)
+			}
+		}
+	}
+}
+
+func TestRedirect(t *testing.T) {
+	const url = "https://example.org/about?a=b"
+	metrics := &fakeMetrics{}
+	addr := serveOn(t, New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: metrics, Now: time.Now, MaxClients: 10, RedirectURL: url}))
+	for _, request := range []string{"GET /", "GET /?x=y", "HEAD /"} {
+		raw := exchange(t, addr, request+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		if !strings.HasPrefix(raw, "HTTP/1.1 302 ") || !strings.Contains(raw, "\r\nLocation: "+url+"\r\n") {
+			t.Errorf("%s gets %q", request, raw)
+		}
+	}
+	if n := metrics.invalid.Load(); n != 0 {
+		t.Errorf("%d redirects were counted as invalid", n)
+	}
+	if status, _ := get(t, addr, "/x"); status != 404 {
+		t.Errorf("/x is %d", status)
 	}
 }
 

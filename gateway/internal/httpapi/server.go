@@ -32,16 +32,18 @@ type Tracker interface {
 
 // Metrics is told what the tracker does not see.
 type Metrics interface {
-	// Invalid counts requests that got a failure reason, or a status other than 200.
+	// Invalid counts requests that got a failure reason, or a status of 400 or above.
 	Invalid()
 }
 
 // Options of a Server.
 type Options struct {
-	Tracker    Tracker
-	Metrics    Metrics
-	Now        func() time.Time
-	MaxClients int // connections at a time; more are answered 503
+	Tracker     Tracker
+	Metrics     Metrics
+	Now         func() time.Time
+	MaxClients  int    // connections at a time; more are answered 503
+	PathPrefix  string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
+	RedirectURL string // that a browser which asks for / is sent to; empty for none
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -59,6 +61,7 @@ const (
 type Server struct {
 	Options
 	app       *fiber.App
+	under     string                // what further paths begin with; empty when there are none
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
@@ -82,9 +85,19 @@ func New(o Options) *Server {
 		ErrorHandler:          s.refuse,
 	})
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
-	// Add, because Get would answer HEAD too, and so announce for who only looks.
-	s.app.Add(fiber.MethodGet, "/announce", s.announce)
-	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
+	if o.RedirectURL != "" {
+		s.app.Get("/", func(c *fiber.Ctx) error { return c.Redirect(o.RedirectURL, fiber.StatusFound) })
+	}
+	paths := []string{"/"}
+	if o.PathPrefix != "" {
+		s.under = strings.TrimRight(o.PathPrefix, "/") + "/"
+		paths = append(paths, s.under, s.under+"+/") // with anything between
+	}
+	for _, path := range paths {
+		// Add, because Get would answer HEAD too, and so announce for who only looks.
+		s.app.Add(fiber.MethodGet, path+"announce", s.announce)
+		s.app.Add(fiber.MethodGet, path+"scrape", s.scrape)
+	}
 	return s
 }
 

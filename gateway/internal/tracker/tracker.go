@@ -26,7 +26,8 @@ type Store interface {
 type Policy struct {
 	Interval    time.Duration // between announces, on average; each answer gets its own
 	MinInterval time.Duration
-	Decoys      *Decoys // nil for none
+	IntervalMax time.Duration // that the interval grows to, on average, in large swarms and under load; 0: it does not grow
+	Decoys      *Decoys       // nil for none
 }
 
 const (
@@ -44,7 +45,7 @@ const (
 
 // MaxInterval is the longest interval that a policy gives.
 func (p Policy) MaxInterval() time.Duration {
-	return time.Duration(float64(p.Interval) * (1 + jitter))
+	return time.Duration(float64(max(p.Interval, p.IntervalMax)) * (1 + jitter))
 }
 
 // Metrics is told of one front end's requests: the error they were answered with,
@@ -58,10 +59,11 @@ type Metrics interface {
 type Tracker struct {
 	store  Store
 	policy Policy
+	load   load
 }
 
 // New returns a tracker.
-func New(store Store, policy Policy) *Tracker { return &Tracker{store, policy} }
+func New(store Store, policy Policy) *Tracker { return &Tracker{store: store, policy: policy} }
 
 // Front is the tracker as one front end has it.
 type Front struct {
@@ -107,8 +109,12 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 
 func (p *pending) answered(part []*swarm.Announce) {
 	f, hand, took := p.front, p.hand, time.Since(p.start)
+	var load time.Duration
+	if f.policy.IntervalMax > 0 {
+		load = f.load.add(p.start.Add(took), took)
+	}
 	for _, a := range part {
-		f.answer(a, p.now)
+		f.answer(a, p.now, load)
 		f.metrics.Announced(a.Err, took)
 	}
 	last := p.left.Add(-int64(len(part))) == 0
@@ -119,8 +125,8 @@ func (p *pending) answered(part []*swarm.Announce) {
 	}
 }
 
-// answer fills in the answer from the view that the store found.
-func (f *Front) answer(a *swarm.Announce, now time.Time) {
+// answer fills in the answer from the view that the store found. load is what announces take.
+func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
 	decoys := f.policy.Decoys
 	if a.Err == nil && !decoys.ready() {
@@ -130,9 +136,9 @@ func (f *Front) answer(a *swarm.Announce, now time.Time) {
 		a.Interval = jittered(min(retryInterval, f.policy.Interval))
 		return
 	}
-	a.Interval = jittered(f.policy.Interval)
-	a.MinInterval = min(f.policy.MinInterval, a.Interval)
 	a.Counts = f.Counts(a.InfoHash, a.View.Counts())
+	a.Interval = jittered(f.policy.interval(a.Counts.Seeders+a.Counts.Incomplete(), load))
+	a.MinInterval = min(f.policy.MinInterval, a.Interval)
 	if a.Event == swarm.Stopped {
 		return
 	}
