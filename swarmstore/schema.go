@@ -1,6 +1,7 @@
 package swarmstore
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -66,6 +67,17 @@ func appendKey(dst []byte, hash swarm.InfoHash, kind byte, partition int) []byte
 		kind = kindPartition
 	}
 	return append(append(appendTag(dst, hash, partition), hash[:]...), kind)
+}
+
+// swarmOf is the swarm that a key tells of: that of its first partition or of its downloads. All
+// other keys are of no swarm, or of one that has such a key too.
+func swarmOf(k []byte) (hash swarm.InfoHash, ok bool) {
+	if len(k) != keyLen || k[keyLen-1] != kindPeers && k[keyLen-1] != kindDownloads {
+		return hash, false
+	}
+	copy(hash[:], k[tagLen:])
+	var tag [tagLen]byte
+	return hash, bytes.HasPrefix(k, appendTag(tag[:0], hash, 0))
 }
 
 // layout says over how many partitions a swarm is spread: two to the power of to, and

@@ -66,6 +66,7 @@ type Store struct {
 	repeats repeats
 	expired *recent // the keys whose expiry was set a moment ago
 
+	scanHashes int // that one round of a scan keeps
 	larges     larges
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	complained atomic.Int64            // when, in Unix nanoseconds
@@ -85,7 +86,7 @@ var ErrURL = errors.New("not a Redis address: redis://HOST:PORT, or rediss:// fo
 // Open starts a store. It fails on addresses that make no sense; when Redis is
 // away it logs so, keeps trying, and answers swarm.ErrUnavailable meanwhile.
 func Open(ctx context.Context, opt Options) (*Store, error) {
-	s := &Store{opt: opt}
+	s := &Store{opt: opt, scanHashes: scanHashes}
 	if err := s.parseURLs(); err != nil {
 		return nil, err
 	}
