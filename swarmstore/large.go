@@ -660,6 +660,7 @@ func (s *Store) countDownloads(ops []op, now time.Time) {
 			count := s.countDownload(ops[i].hash)
 			cmds = append(cmds, routed{ops[i].hash, 0, count[0]}, routed{ops[i].hash, 0, count[1]})
 			ops[i].view.Downloaded()
+			s.opt.Metrics.Downloaded()
 		}
 	}
 	s.sendAll(cmds, true)

@@ -130,6 +130,11 @@ func score(class swarm.Class, at time.Time) int64 {
 	return classStart(class) + scoreRange - 1 - age
 }
 
+// announcedAt is the time in a score.
+func announcedAt(score int64) time.Time {
+	return time.Unix(scoreEpoch+scoreRange-1-(score-scoreBase)%scoreRange, 0)
+}
+
 // oldest is the highest score of a class that is not stale at now.
 func oldest(class swarm.Class, now time.Time, ttl time.Duration) int64 {
 	return score(class, now.Add(-ttl))

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ type Options struct {
 	ViewMemory   int           // bytes that views may take
 	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
 	WaitReplicas int           // replicas that must have a write before it counts
+	Renewals     bool          // sample when peers announced before, for Metrics.Renewed
 
 	Log     *slog.Logger
 	Metrics Metrics
@@ -55,6 +57,11 @@ type Metrics interface {
 	Views(hits, misses int)
 	// Absorbed counts repeats that needed no write.
 	Absorbed(n int)
+	// Downloaded counts a completed download that was not counted before.
+	Downloaded()
+	// Renewed is told of one in RenewalSample announces that were written, if it refreshed a
+	// peer and Options.Renewals is set: how many whole minutes ago that peer announced before.
+	Renewed(peer netip.Addr, minutes int)
 }
 
 // Store is safe for concurrent use.
