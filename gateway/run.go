@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swarmgate/gateway/internal/httpapi"
+	"swarmgate/gateway/internal/stats"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/embedded"
@@ -44,6 +46,7 @@ type gateway struct {
 
 	memory *embedded.Server // nil when Redis has the swarms
 	store  *swarmstore.Store
+	fleet  *stats.Fleet // nil when statistics are off
 	ids    *udpproxy.ConnectionIDs
 	secret [16]byte // that new ids are made with
 
@@ -59,7 +62,7 @@ type gateway struct {
 // run starts a gateway, tells started where it listens, and returns when ctx has
 // ended and the requests in flight are answered, or what made it fail.
 func run(ctx context.Context, c *Config, stdout io.Writer, started func(listening)) error {
-	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics()}
+	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.off)}
 	c.outlives(g.log)
 	defer g.close()
 	if err := g.openStore(ctx); err != nil {
@@ -103,13 +106,35 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		ViewMemory:   g.ViewMemory << 20,
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
+		Renewals:     !g.Stats.off,
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
 	if errors.Is(err, swarmstore.ErrURL) {
 		return &misuseError{fmt.Errorf("--redis: %w", err)}
 	}
+	if err == nil && !g.Stats.off {
+		g.fleet = stats.NewFleet(stats.Options{
+			Store:    g.store,
+			Counters: g.metrics.counters,
+			ID:       rand.Text(),
+			Version:  version(),
+			Interval: g.StatsInterval,
+			Now:      g.clock,
+			Log:      g.log,
+		})
+	}
 	return err
+}
+
+// version of this program, as the Go toolchain noted it.
+func version() string {
+	info, _ := debug.ReadBuildInfo()
+	text := "swarmgate"
+	if info != nil {
+		text += " " + info.Main.Version
+	}
+	return text
 }
 
 // listen binds everything before anything is answered.
@@ -119,13 +144,17 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		if g.httpListener, err = listenTCP(ctx, g.HTTP, g.SharePort); err != nil {
 			return fmt.Errorf("--http: %w", err)
 		}
-		f := g.metrics.front("http")
-		g.http = httpapi.New(httpapi.Options{Tracker: policy.Front(f), Metrics: f, Now: g.clock, MaxClients: g.HTTPClients})
+		f := g.metrics.front("http", g.metrics.counters.HTTP())
+		o := httpapi.Options{Tracker: policy.Front(f), Metrics: httpFront{f, g.metrics.counters}, Now: g.clock, MaxClients: g.HTTPClients}
+		if g.fleet != nil {
+			o.Stats, o.StatsPath, o.StatsNetworks = g.fleet, g.StatsPath, g.Stats.networks
+		}
+		g.http = httpapi.New(o)
 	}
 	if g.UDP != "" {
 		g.secret = newSecret(g.Secret)
 		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
-		f := g.metrics.front("udp")
+		f := g.metrics.front("udp", g.metrics.counters.UDP())
 		g.udp, err = udpproxy.Listen(ctx, udpproxy.Options{
 			Addr:      g.UDP,
 			SharePort: g.SharePort,
@@ -177,6 +206,9 @@ func (g *gateway) keep(ctx context.Context) {
 	if g.ids != nil && g.Secret == "" {
 		g.shareSecret(ctx) // so that the first ids are good on the other gateways
 		g.background.Go(func() { repeat(ctx, secretEvery, func() { g.shareSecret(ctx) }) })
+	}
+	if g.fleet != nil {
+		g.background.Go(func() { g.fleet.Run(ctx) })
 	}
 }
 

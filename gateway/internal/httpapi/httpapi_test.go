@@ -66,9 +66,10 @@ func (f *fakeTracker) Scrape(_ time.Time, s *swarm.Scrape, answered func(*swarm.
 	go answered(s)
 }
 
-type fakeMetrics struct{ invalid atomic.Int64 }
+type fakeMetrics struct{ accepted, invalid atomic.Int64 }
 
-func (m *fakeMetrics) Invalid() { m.invalid.Add(1) }
+func (m *fakeMetrics) Accepted(netip.Addr) { m.accepted.Add(1) }
+func (m *fakeMetrics) Invalid(int)         { m.invalid.Add(1) }
 
 var answer = swarm.Answer{
 	Counts:      swarm.Counts{Seeders: 3, Leechers: 1, PartialSeeds: 1, Downloads: 7},

@@ -32,8 +32,10 @@ type Tracker interface {
 
 // Metrics is told what the tracker does not see.
 type Metrics interface {
-	// Invalid counts requests that got a failure reason, or a status other than 200.
-	Invalid()
+	// Accepted is a connection of this client.
+	Accepted(client netip.Addr)
+	// Invalid counts requests that got a status other than 200, or that and a failure reason.
+	Invalid(status int)
 }
 
 // Options of a Server.
@@ -42,6 +44,10 @@ type Options struct {
 	Metrics    Metrics
 	Now        func() time.Time
 	MaxClients int // connections at a time; more are answered 503
+
+	Stats         Stats          // nil: there are none
+	StatsPath     string         // and with .json behind it
+	StatsNetworks []netip.Prefix // of those who may read them; nil: everybody
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -85,17 +91,21 @@ func New(o Options) *Server {
 	// Add, because Get would answer HEAD too, and so announce for who only looks.
 	s.app.Add(fiber.MethodGet, "/announce", s.announce)
 	s.app.Add(fiber.MethodGet, "/scrape", s.scrape)
+	if o.Stats != nil {
+		s.app.Add(fiber.MethodGet, o.StatsPath, s.stats)
+		s.app.Add(fiber.MethodGet, o.StatsPath+".json", s.statsJSON)
+	}
 	return s
 }
 
 // refuse answers what is no announce and no scrape, in plain words.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
-	s.Metrics.Invalid()
 	status := fiber.StatusInternalServerError
 	var known *fiber.Error
 	if errors.As(err, &known) {
 		status = known.Code
 	}
+	s.Metrics.Invalid(status)
 	return c.SendStatus(status)
 }
 
@@ -132,7 +142,7 @@ func (s *Server) scrape(c *fiber.Ctx) error {
 // fail answers a request that makes no sense. The status is 200: clients show the
 // reason only then.
 func (s *Server) fail(c *fiber.Ctx, reason string) error {
-	s.Metrics.Invalid()
+	s.Metrics.Invalid(fiber.StatusOK)
 	return send(c, appendFailure(nil, reason))
 }
 
@@ -149,11 +159,29 @@ func tooLong(c *fiber.Ctx) bool {
 
 // remote is the address that a connection comes from.
 func remote(c *fiber.Ctx) netip.Addr {
-	tcp, ok := c.Context().RemoteAddr().(*net.TCPAddr)
+	return addrOf(c.Context().RemoteAddr())
+}
+
+func addrOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
 	}
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+// listener counts the connections that Fiber accepts by itself.
+type listener struct {
+	net.Listener
+	metrics Metrics
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.metrics.Accepted(addrOf(c.RemoteAddr()))
+	}
+	return c, err
 }
 
 // announce is one announce with what it needs again and again.

@@ -49,7 +49,9 @@ func (p Policy) MaxInterval() time.Duration {
 // Metrics is told of one front end's requests: the error they were answered with,
 // nil for none, and how long they took.
 type Metrics interface {
-	Announced(err error, took time.Duration)
+	// Announced is told of announces together, which are not its own to keep. Their NumWant
+	// is what the policy made of it.
+	Announced(part []*swarm.Announce, took time.Duration)
 	Scraped(err error, took time.Duration)
 }
 
@@ -107,8 +109,8 @@ func (p *pending) answered(part []*swarm.Announce) {
 	f, hand, took := p.front, p.hand, time.Since(p.start)
 	for _, a := range part {
 		f.answer(a)
-		f.metrics.Announced(a.Err, took)
 	}
+	f.metrics.Announced(part, took)
 	last := p.left.Add(-int64(len(part))) == 0
 	hand(part)
 	if last {
@@ -127,13 +129,14 @@ func (f *Front) answer(a *swarm.Announce) {
 	a.Interval = jittered(f.policy.Interval)
 	a.MinInterval = min(f.policy.MinInterval, a.Interval)
 	a.Counts = a.View.Counts()
+	if a.NumWant < 0 {
+		a.NumWant = DefaultPeers
+	}
+	a.NumWant = min(a.NumWant, MaxPeers)
 	if a.Event == swarm.Stopped {
 		return
 	}
-	want := min(a.NumWant, MaxPeers)
-	if want < 0 {
-		want = DefaultPeers
-	}
+	want := a.NumWant
 	pick4 := func(n int) int {
 		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), n, rand.Uint64())
 		return len(a.Peers4) / swarm.Size4

@@ -32,10 +32,12 @@ type fakeMetrics struct {
 	announced, failed, scraped int
 }
 
-func (m *fakeMetrics) Announced(err error, _ time.Duration) {
-	m.announced++
-	if err != nil {
-		m.failed++
+func (m *fakeMetrics) Announced(part []*swarm.Announce, _ time.Duration) {
+	for _, a := range part {
+		m.announced++
+		if a.Err != nil {
+			m.failed++
+		}
 	}
 }
 func (m *fakeMetrics) Scraped(error, time.Duration) { m.scraped++ }
