@@ -82,12 +82,17 @@ var answer = swarm.Answer{
 // serve answers on a loopback address until the test ends.
 func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, metrics *fakeMetrics) {
 	t.Helper()
+	return serveWith(t, Options{Tracker: tracker, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: clients})
+}
+
+func serveWith(t *testing.T, o Options) (s *Server, addr string, metrics *fakeMetrics) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	metrics = &fakeMetrics{}
-	s = New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients})
+	metrics = o.Metrics.(*fakeMetrics)
+	s = New(o)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
