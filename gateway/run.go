@@ -147,7 +147,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		f := g.metrics.front("http", g.metrics.counters.HTTP())
 		o := httpapi.Options{Tracker: policy.Front(f), Metrics: httpFront{f, g.metrics.counters}, Now: g.clock, MaxClients: g.HTTPClients}
 		if g.fleet != nil {
-			o.Stats, o.StatsPath, o.StatsNetworks = g.fleet, g.StatsPath, g.Stats.networks
+			o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, g.store, g.StatsPath, g.Stats.networks
 		}
 		g.http = httpapi.New(o)
 	}

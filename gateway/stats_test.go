@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy/bep15"
 )
+
+var dumped = regexp.MustCompile(`^6161616161616161616161616161616161616161:\d{8}:1\n$`)
 
 func (g *running) stats() (r stats.Report) {
 	g.t.Helper()
@@ -58,6 +61,9 @@ func TestStatisticsOfAFleet(t *testing.T) {
 			for _, g := range []*running{one, other} {
 				if status, body := g.get("http://" + g.HTTP + "/stats"); status != 200 || body != "3\n2\nopentracker serving 1 torrents\nopentracker" {
 					t.Errorf("%d %q", status, body)
+				}
+				if _, body := g.get("http://" + g.HTTP + "/stats?mode=statedump"); !dumped.MatchString(body) {
+					t.Errorf("%q", body)
 				}
 				want := "Top 10 torrents by peers:\n\t3\t6161616161616161616161616161616161616161\n"
 				if _, body := g.get("http://" + g.HTTP + "/stats?mode=top10"); !strings.HasPrefix(body, want) {

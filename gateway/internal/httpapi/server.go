@@ -46,6 +46,7 @@ type Options struct {
 	MaxClients int // connections at a time; more are answered 503
 
 	Stats         Stats          // nil: there are none
+	Swarms        Swarms         // that they dump
 	StatsPath     string         // and with .json behind it
 	StatsNetworks []netip.Prefix // of those who may read them; nil: everybody
 }
@@ -68,6 +69,7 @@ type Server struct {
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
+	dumping   atomic.Bool           // a dump is being made
 }
 
 // New returns a server that is not listening yet.
