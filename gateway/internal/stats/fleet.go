@@ -138,29 +138,46 @@ func (f *Fleet) publish(ctx context.Context) error {
 
 // Summarize looks at all swarms, if that is due and no other gateway does.
 func (f *Fleet) Summarize(ctx context.Context) error {
-	last, err := f.summary(ctx)
-	if err != nil || last.Time > 0 && f.Now().Sub(time.Unix(last.Time, 0)).Abs() < f.Interval {
+	if due, err := f.due(ctx); err != nil || !due {
 		return err
 	}
 	if leads, err := f.lead(ctx); err != nil || !leads {
 		return err
 	}
-	defer func() {
+	due, err := f.due(ctx) // still, or has another gateway just done it?
+	if err == nil && due {
+		err = f.lookAtAll(ctx)
+	}
+	// Where a look failed, the next one waits until the lead is over.
+	if err == nil || ctx.Err() != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 		defer cancel()
-		f.tell("summary", f.Store.Resign(ctx, f.ID))
-	}()
+		f.tell("leading", f.Store.Resign(ctx, f.ID))
+		return nil
+	}
+	f.Log.Warn("statistics: the look at all swarms failed", "error", err)
+	return nil
+}
 
+// due tells whether the last summary is old enough.
+func (f *Fleet) due(ctx context.Context) (bool, error) {
+	last, err := f.summary(ctx)
+	return err == nil && (last.Time == 0 || f.Now().Sub(time.Unix(last.Time, 0)).Abs() >= f.Interval), err
+}
+
+// lookAtAll swarms, as long as this gateway leads, and keep what that tells.
+func (f *Fleet) lookAtAll(ctx context.Context) error {
 	began := f.Now()
-	s := &Summary{}
-	if err := f.whileLeading(ctx, func(ctx context.Context) error {
+	s := newSummary()
+	err := f.whileLeading(ctx, func(ctx context.Context) error {
 		return f.Store.Scan(ctx, f.Now, func(part []swarm.Entry) error {
 			for i := range part {
 				s.add(&part[i])
 			}
 			return nil
 		})
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if s.Replicated, err = f.Store.Replicated(ctx); err != nil {
@@ -213,7 +230,7 @@ func (f *Fleet) whileLeading(ctx context.Context, do func(context.Context) error
 func (f *Fleet) summary(ctx context.Context) (*Summary, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	s := &Summary{}
+	s := newSummary()
 	text, err := f.Store.Summary(ctx)
 	if err == nil && text != nil {
 		err = json.Unmarshal(text, s)

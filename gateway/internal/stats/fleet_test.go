@@ -184,10 +184,10 @@ func TestOneGatewayLooksAtAllSwarms(t *testing.T) {
 
 // fakeStore counts what it is asked.
 type fakeStore struct {
-	fleets, summaries, scans, leads atomic.Int64
-	err                             error
-	scan                            func(ctx context.Context) error
-	lost                            atomic.Bool // the lead
+	fleets, scans, leads, resigned atomic.Int64
+	err                            error
+	scan                           func(ctx context.Context) error
+	lost                           atomic.Bool // the lead, after it was had
 }
 
 func (s *fakeStore) Publish(context.Context, time.Time, string, []byte) error { return s.err }
@@ -199,9 +199,9 @@ func (s *fakeStore) Fleet(context.Context, time.Time) (map[string][]byte, error)
 func (s *fakeStore) Lead(context.Context, string, time.Duration) (bool, error) {
 	return s.leads.Add(1) == 1 || !s.lost.Load(), s.err
 }
-func (s *fakeStore) Resign(context.Context, string) error                    { return s.err }
+func (s *fakeStore) Resign(context.Context, string) error                    { s.resigned.Add(1); return s.err }
 func (s *fakeStore) PutSummary(context.Context, []byte, time.Duration) error { return s.err }
-func (s *fakeStore) Summary(context.Context) ([]byte, error)                 { s.summaries.Add(1); return nil, s.err }
+func (s *fakeStore) Summary(context.Context) ([]byte, error)                 { return nil, s.err }
 func (s *fakeStore) Replicated(context.Context) (uint64, error)              { return 0, s.err }
 func (s *fakeStore) Scan(ctx context.Context, _ func() time.Time, _ func([]swarm.Entry) error) error {
 	s.scans.Add(1)
@@ -244,8 +244,22 @@ func TestALeadThatIsLostEndsTheLook(t *testing.T) {
 	}}
 	store.lost.Store(true)
 	f := fleetOf(t, store, "me", time.Now)
-	if err := f.Summarize(t.Context()); !errors.Is(err, errOther) {
+	if err := f.lookAtAll(t.Context()); !errors.Is(err, errOther) {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestALookThatFailsWaitsForTheLeadToEnd(t *testing.T) {
+	store := &fakeStore{scan: func(context.Context) error { return errors.New("a node is away") }}
+	f := fleetOf(t, store, "me", time.Now)
+	must(t, f.Summarize(t.Context()))
+	if n, resigned := store.scans.Load(), store.resigned.Load(); n != 1 || resigned != 0 {
+		t.Errorf("%d looks, resigned %d times", n, resigned)
+	}
+	store.scan = func(context.Context) error { return nil }
+	must(t, f.Summarize(t.Context()))
+	if n, resigned := store.scans.Load(), store.resigned.Load(); n != 2 || resigned != 1 {
+		t.Errorf("%d looks, resigned %d times", n, resigned)
 	}
 }
 
@@ -260,7 +274,7 @@ func TestUnknownModes(t *testing.T) {
 	if store.fleets.Load() != 0 {
 		t.Error("the store was asked")
 	}
-	if text, err := f.JSON(t.Context()); err != nil || !strings.Contains(string(text), `"gateways": 1,`) {
+	if text, err := f.JSON(t.Context()); err != nil || !strings.Contains(string(text), `"gateways": 1,`) || strings.Contains(string(text), "null") {
 		t.Errorf("%s, %v", text, err)
 	}
 }

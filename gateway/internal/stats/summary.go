@@ -26,6 +26,9 @@ type Summary struct {
 	TopLeechers top `json:"top_by_leechers"`
 }
 
+// newSummary is empty, its lists too in JSON.
+func newSummary() *Summary { return &Summary{TopPeers: top{}, TopSeeds: top{}, TopLeechers: top{}} }
+
 func (s *Summary) add(e *swarm.Entry) {
 	s.Torrents++
 	s.Peers += uint64(e.Seeders + e.Incomplete())
