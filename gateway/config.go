@@ -51,6 +51,10 @@ type Config struct {
 	HTTPClients   int
 	DrainTimeout  time.Duration
 
+	Stats         statsAccess
+	StatsPath     string
+	StatsInterval time.Duration
+
 	Log slog.Handler
 
 	ImportFile string // of the import command
@@ -99,6 +103,10 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	prefixes := fs.StringSlice("decoy-prefixes", nil, "`NETWORKS` that made-up peers have their addresses of (default: all public ones)")
 	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most, on each address")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
+	c.Stats = statsAccess{networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	fs.Var(&c.Stats, "stats", "who may read statistics over HTTP: open, off, or `NETWORKS` with commas between")
+	fs.StringVar(&c.StatsPath, "stats-path", "/stats", "`PATH` of the statistics; the same with .json behind it has all of them in one document")
+	fs.DurationVar(&c.StatsInterval, "stats-interval", time.Minute, "between looks at all swarms, which one gateway takes for all; 0 takes none")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
 	format := fs.String("log-format", "text", "`FORMAT`: text or json")
 
@@ -216,7 +224,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if c.RedirectURL != "" {
 		u, err := url.Parse(c.RedirectURL)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
-			return fmt.Errorf("--redirect-url: %q is not http://HOST/... or https://HOST/...", c.RedirectURL)
+			return fmt.Errorf("--redirect-url: %q is no http or https URL with a host", c.RedirectURL)
 		}
 	}
 	if c.Admin != "" {
@@ -237,6 +245,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 		{"connection-ttl", c.ConnectionTTL, false},
 		{"drain-timeout", c.DrainTimeout, false},
 		{"repeat-window", c.RepeatWindow, true},
+		{"stats-interval", c.StatsInterval, true},
 	} {
 		if d.value < time.Second && !(d.zero && d.value == 0) {
 			return fmt.Errorf("--%s: %v is below one second", d.flag, d.value)
@@ -265,6 +274,9 @@ func (c *Config) check(minIntervalGiven bool) error {
 		if n.value < n.least {
 			return fmt.Errorf("--%s: %d is below %d", n.flag, n.value, n.least)
 		}
+	}
+	if !statsPath.MatchString(c.StatsPath) || c.StatsPath == "/announce" || c.StatsPath == "/scrape" {
+		return fmt.Errorf("--stats-path: %q is not / and letters, digits and any of -_./ other than /announce and /scrape", c.StatsPath)
 	}
 	if c.WaitReplicas > 0 && len(c.Redis) == 0 {
 		return errors.New("--wait-replicas: the store in this process has no replicas; --redis names one that has")
@@ -301,6 +313,58 @@ var pathPrefix = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)*/?$`)
 func (c *Config) policy() tracker.Policy {
 	return tracker.Policy{Interval: c.Interval, MinInterval: c.MinInterval, IntervalMax: c.IntervalMax}
 }
+
+// statsPath is what a path may be that HTTP takes by its letter.
+var statsPath = regexp.MustCompile(`^/[A-Za-z0-9_./-]+$`)
+
+// statsAccess is who may read the statistics, a pflag.Value.
+type statsAccess struct {
+	off      bool
+	networks []netip.Prefix // nil: everybody
+}
+
+const statsOpen, statsOff = "open", "off"
+
+func (a *statsAccess) Set(text string) error {
+	switch text {
+	case statsOpen:
+		*a = statsAccess{}
+		return nil
+	case statsOff:
+		*a = statsAccess{off: true}
+		return nil
+	}
+	var networks []netip.Prefix
+	for _, word := range strings.Split(text, ",") {
+		word = strings.TrimSpace(word)
+		network, err := netip.ParsePrefix(word)
+		if addr, e := netip.ParseAddr(word); e == nil {
+			network, err = addr.Prefix(addr.BitLen())
+		}
+		if err != nil {
+			return fmt.Errorf("%q is none of open, off, a network like 10.0.0.0/8, an address", word)
+		}
+		networks = append(networks, network)
+	}
+	*a = statsAccess{networks: networks}
+	return nil
+}
+
+func (a *statsAccess) String() string {
+	switch {
+	case a.off:
+		return statsOff
+	case a.networks == nil:
+		return statsOpen
+	}
+	var words []string
+	for _, n := range a.networks {
+		words = append(words, n.String())
+	}
+	return strings.Join(words, ",")
+}
+
+func (a *statsAccess) Type() string { return "list of networks, nor open or off" }
 
 // outlives warns of what works but is seldom meant.
 func (c *Config) outlives(log *slog.Logger) {

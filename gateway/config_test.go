@@ -99,6 +99,14 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--log-format", "xml"}, want: "--log-format"},
 		{args: []string{"--repeat-window", "1ms"}, want: "--repeat-window"},
 		{args: []string{"--embedded-peers", "0"}, want: "--embedded-peers"},
+		{args: []string{"--stats", "everybody"}, want: "--stats"},
+		{args: []string{"--stats", "10.0.0.0/8,10.0.0.0/99"}, want: "--stats"},
+		{args: []string{"--stats="}, want: "--stats"},
+		{args: []string{"--stats-path", "stats"}, want: "--stats-path"},
+		{args: []string{"--stats-path", "/st:ats"}, want: "--stats-path"},
+		{args: []string{"--stats-path", "/announce"}, want: "--stats-path"},
+		{args: []string{"--stats-interval", "10ms"}, want: "--stats-interval"},
+		{env: map[string]string{"SWARMGATE_STATS": "10.0.0.0/x"}, want: "--stats"},
 		{args: []string{"--no-such-flag"}, want: "--no-such-flag"},
 		{args: []string{"serve"}, want: "serve"},
 		{args: []string{"--redis", "http://:hunter22@x"}, want: "--redis"},
@@ -147,7 +155,7 @@ func TestHelpNamesEveryFlagOnceAndNoSecret(t *testing.T) {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
 	for _, flag := range []string{"http", "udp", "admin", "redis", "interval", "min-interval", "peer-ttl", "view-ttl",
-		"wait-replicas", "repeat-window", "secret", "log-level", "log-format"} {
+		"stats", "stats-path", "stats-interval", "wait-replicas", "repeat-window", "secret", "log-level", "log-format"} {
 		if n := strings.Count(stdout.String(), "\n      --"+flag+" "); n != 1 {
 			t.Errorf("--%s has %d lines", flag, n)
 		}
@@ -201,5 +209,22 @@ func TestAdminAddresses(t *testing.T) {
 	}
 	if _, err := (&Config{Admin: "127.0.0.1:10-12"}).loadAdminAddr(); err == nil {
 		t.Error("a range without a file names one address")
+	}
+}
+
+func TestWhoMayReadStatistics(t *testing.T) {
+	for text, want := range map[string]string{
+		"open":                          "open",
+		"off":                           "off",
+		"10.0.0.0/8, 2001:db8::/32,::1": "10.0.0.0/8,2001:db8::/32,::1/128",
+	} {
+		_, c, err := parseConfig([]string{"--stats", text}, func(string) (string, bool) { return "", false }, io.Discard, io.Discard)
+		if err != nil || c.Stats.String() != want {
+			t.Errorf("%q is %v, %v", text, c, err)
+		}
+	}
+	_, c, err := parseConfig(nil, func(string) (string, bool) { return "", false }, io.Discard, io.Discard)
+	if err != nil || c.Stats.String() != "127.0.0.0/8,::1/128" {
+		t.Errorf("by default it is %v, %v", c, err)
 	}
 }

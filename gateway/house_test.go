@@ -16,6 +16,7 @@ var house = map[string][]string{
 	"swarmgate/udpproxy/bep15":           {"swarmgate/swarmstore/swarm"},
 	"swarmgate/udpproxy":                 {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
 	"swarmgate/gateway/internal/tracker": {"swarmgate/swarmstore/swarm"},
+	"swarmgate/gateway/internal/stats":   {"swarmgate/swarmstore/swarm"},
 	"swarmgate/gateway/internal/httpapi": {"swarmgate/swarmstore/swarm", fiber},
 }
 

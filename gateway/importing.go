@@ -39,7 +39,7 @@ func importStatedump(ctx context.Context, c *Config, stdin io.Reader, stderr io.
 		defer file.Close()
 		in = file
 	}
-	g := &gateway{Config: c, log: slog.New(c.Log), metrics: newMetrics()}
+	g := &gateway{Config: c, log: slog.New(c.Log), metrics: newMetrics(false)}
 	defer g.close()
 	if err := g.openStore(ctx); err != nil {
 		return err

@@ -1,13 +1,16 @@
 package main
 
 import (
-	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"swarmgate/gateway/internal/stats"
+	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/swarm"
+	"swarmgate/udpproxy"
 )
 
 // metrics are what the admin listener shows. They satisfy the small interfaces by
@@ -15,9 +18,8 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 
-	announces, scrapes *prometheus.CounterVec   // by transport and result
-	invalid            *prometheus.CounterVec   // by transport
-	seconds            *prometheus.HistogramVec // by transport and kind
+	counters *stats.Counters
+	seconds  *prometheus.HistogramVec // by transport and kind
 
 	datagrams prometheus.Histogram
 	dropped   prometheus.Counter
@@ -32,17 +34,8 @@ type metrics struct {
 	lostEvents prometheus.Counter
 }
 
-// results that requests are counted by; the names of the errors in swarm.
-var results = []struct {
-	err  error
-	name string
-}{
-	{swarm.ErrUnavailable, "unavailable"},
-	{swarm.ErrBusy, "busy"},
-	{swarm.ErrFull, "full"},
-}
-
-func newMetrics() *metrics {
+// newMetrics are all zero; networks says whether the busiest ones shall be known.
+func newMetrics(networks bool) *metrics {
 	latency := prometheus.ExponentialBuckets(0.0001, 2.5, 12)
 	sizes := prometheus.ExponentialBuckets(1, 2, 11)
 	counter := func(name, help string) prometheus.CounterOpts {
@@ -52,11 +45,9 @@ func newMetrics() *metrics {
 		return prometheus.HistogramOpts{Namespace: "swarmgate", Name: name, Help: help, Buckets: buckets}
 	}
 	m := &metrics{
-		registry:  prometheus.NewRegistry(),
-		announces: prometheus.NewCounterVec(counter("announces_total", "Announces answered."), []string{"transport", "result"}),
-		scrapes:   prometheus.NewCounterVec(counter("scrapes_total", "Scrapes answered."), []string{"transport", "result"}),
-		invalid:   prometheus.NewCounterVec(counter("invalid_requests_total", "Requests that made no sense."), []string{"transport"}),
-		seconds:   prometheus.NewHistogramVec(histogram("request_seconds", "From a request read to its answer found.", latency), []string{"transport", "kind"}),
+		registry: prometheus.NewRegistry(),
+		counters: stats.NewCounters(networks),
+		seconds:  prometheus.NewHistogramVec(histogram("request_seconds", "From a request read to its answer found.", latency), []string{"transport", "kind"}),
 
 		datagrams: prometheus.NewHistogram(histogram("udp_batch_datagrams", "Datagrams that one call to the kernel gave.", sizes)),
 		dropped:   prometheus.NewCounter(counter("udp_dropped_total", "Datagrams lost in full buffers of the kernel, in and out.")),
@@ -71,14 +62,14 @@ func newMetrics() *metrics {
 		lostEvents: prometheus.NewCounter(counter("completed_events_lost_total", "Events of --completed-events that came too fast, or that Redis did not take.")),
 	}
 	m.registry.MustRegister(
-		m.announces, m.scrapes, m.invalid, m.seconds, m.datagrams, m.dropped,
+		countsCollector{m.counters}, m.seconds, m.datagrams, m.dropped,
 		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed, m.lostEvents,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m
 }
 
-// Exchange, Refused, Views and Absorbed are the store's.
+// Exchange, Refused, Views, Absorbed and Renewed are the store's.
 func (m *metrics) Exchange(ops int, took time.Duration, failed bool) {
 	m.exchangeOps.Observe(float64(ops))
 	m.exchangeSeconds.Observe(took.Seconds())
@@ -97,69 +88,95 @@ func (m *metrics) Views(hits, misses int) {
 func (m *metrics) Absorbed(n int) { m.absorbed.Add(float64(n)) }
 
 func (m *metrics) lost(events int) { m.lostEvents.Add(float64(events)) }
+func (m *metrics) Renewed(peer netip.Addr, minutes int) {
+	m.counters.Renewed(peer, minutes, swarmstore.RenewalSample)
+}
+
+// countsCollector shows what the statistics count.
+type countsCollector struct{ counters *stats.Counters }
+
+func (c countsCollector) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, to) }
+
+func (c countsCollector) Collect(to chan<- prometheus.Metric) {
+	counter := func(name, help string, labels ...string) func(n uint64, values ...string) {
+		desc := prometheus.NewDesc("swarmgate_"+name, help, labels, nil)
+		return func(n uint64, values ...string) {
+			to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), values...)
+		}
+	}
+	announces := counter("announces_total", "Announces answered.", "transport", "result")
+	scrapes := counter("scrapes_total", "Scrapes answered.", "transport", "result")
+	invalid := counter("invalid_requests_total", "Requests that made no sense.", "transport")
+	connections := counter("http_connections_total", "Connections accepted.", "family")
+	ids := counter("udp_connection_ids_total", "Connection ids given.", "family")
+	wrongIDs := counter("udp_wrong_connection_ids_total", "Datagrams with a wrong or an old connection id.")
+	downloads := counter("downloads_total", "Completed downloads.")
+
+	counts := c.counters.Counts()
+	for transport, f := range map[string]*stats.Front{"http": &counts.HTTP, "udp": &counts.UDP} {
+		ipv6 := f.Announces.IPv6.ByResult()
+		for result, n := range f.Announces.IPv4.ByResult() {
+			announces(n+ipv6[result], transport, result)
+		}
+		for result, n := range f.Scrapes.ByResult() {
+			scrapes(n, transport, result)
+		}
+	}
+	invalid(counts.Refused.Sum(), "http")
+	invalid(counts.InvalidUDP, "udp")
+	connections(counts.HTTP.Received.IPv4, "ipv4")
+	connections(counts.HTTP.Received.IPv6, "ipv6")
+	ids(counts.ConnectionIDs.IPv4, "ipv4")
+	ids(counts.ConnectionIDs.IPv6, "ipv6")
+	wrongIDs(counts.WrongIDs)
+	downloads(counts.Downloads)
+}
 
 // front is the metrics of one front end.
 type front struct {
-	announces, scrapes             map[string]prometheus.Counter // by result
-	invalid                        prometheus.Counter
+	*stats.FrontCounters
 	announceSeconds, scrapeSeconds prometheus.Observer
 }
 
-const (
-	resultOK    = "ok"
-	resultError = "error"
-)
-
-func (m *metrics) front(transport string) *front {
-	f := &front{
-		announces:       map[string]prometheus.Counter{},
-		scrapes:         map[string]prometheus.Counter{},
-		invalid:         m.invalid.WithLabelValues(transport),
+func (m *metrics) front(transport string, counters *stats.FrontCounters) *front {
+	return &front{
+		FrontCounters:   counters,
 		announceSeconds: m.seconds.WithLabelValues(transport, "announce"),
 		scrapeSeconds:   m.seconds.WithLabelValues(transport, "scrape"),
 	}
-	names := []string{resultOK, resultError}
-	for _, r := range results {
-		names = append(names, r.name)
-	}
-	for _, name := range names {
-		f.announces[name] = m.announces.WithLabelValues(transport, name)
-		f.scrapes[name] = m.scrapes.WithLabelValues(transport, name)
-	}
-	return f
-}
-
-func result(err error) string {
-	if err == nil {
-		return resultOK
-	}
-	for _, r := range results {
-		if errors.Is(err, r.err) {
-			return r.name
-		}
-	}
-	return resultError
 }
 
 // Announced and Scraped are the tracker's.
-func (f *front) Announced(err error, took time.Duration) {
-	f.announces[result(err)].Inc()
-	f.announceSeconds.Observe(took.Seconds())
+func (f *front) Announced(part []*swarm.Announce, took time.Duration) {
+	f.FrontCounters.Announced(part)
+	for range part {
+		f.announceSeconds.Observe(took.Seconds())
+	}
 }
 
 func (f *front) Scraped(err error, took time.Duration) {
-	f.scrapes[result(err)].Inc()
+	f.FrontCounters.Scraped(err)
 	f.scrapeSeconds.Observe(took.Seconds())
 }
 
-// Invalid is a front end's.
-func (f *front) Invalid() { f.invalid.Inc() }
+// httpMetrics adds what connections have.
+type httpMetrics struct {
+	*front
+	counters *stats.Counters
+}
 
-// udpFront adds what datagrams have.
-type udpFront struct {
+func (f httpMetrics) Accepted(client netip.Addr) { f.counters.Accepted(client) }
+func (f httpMetrics) Invalid(status int)         { f.counters.InvalidHTTP(status) }
+
+// udpMetrics adds what datagrams have.
+type udpMetrics struct {
 	*front
 	m *metrics
 }
 
-func (f udpFront) Received(datagrams int) { f.m.datagrams.Observe(float64(datagrams)) }
-func (f udpFront) Dropped(n int)          { f.m.dropped.Add(float64(n)) }
+func (f udpMetrics) Received(b udpproxy.Batch) {
+	f.m.datagrams.Observe(float64(b.Datagrams[0] + b.Datagrams[1]))
+	f.m.counters.Datagrams(b.Datagrams, b.GotID, b.WrongID)
+}
+func (f udpMetrics) Dropped(n int) { f.m.dropped.Add(float64(n)) }
+func (f udpMetrics) Invalid()      { f.m.counters.InvalidUDP() }

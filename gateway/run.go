@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swarmgate/gateway/internal/httpapi"
+	"swarmgate/gateway/internal/stats"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/embedded"
@@ -48,6 +50,7 @@ type gateway struct {
 	memory    *embedded.Server // nil when Redis has the swarms
 	store     *swarmstore.Store
 	completed *completedEvents // nil when they are off
+	fleet     *stats.Fleet     // nil when statistics are off
 	ids       *udpproxy.ConnectionIDs
 	secret    [16]byte // that new ids are made with
 	decoys    *tracker.Decoys
@@ -70,7 +73,7 @@ type httpFront struct {
 // run starts a gateway, tells started where it listens, and returns when ctx has
 // ended and the requests in flight are answered, or what made it fail.
 func run(ctx context.Context, c *Config, stdout io.Writer, started func(listening)) error {
-	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics()}
+	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.off)}
 	c.outlives(g.log)
 	defer g.close()
 	if err := g.openStore(ctx); err != nil {
@@ -106,14 +109,12 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		g.memory.Tick(g.clock())
 		urls = []string{g.memory.URL()}
 	}
-	var downloaded func(swarmstore.Download)
 	if g.CompletedEvents != completedOff {
 		publish := logDownloads(g.log)
 		if g.CompletedEvents == completedStream {
 			publish = func(ctx context.Context, d []swarmstore.Download) error { return g.store.PublishDownloads(ctx, d) }
 		}
 		g.completed = newCompletedEvents(publish, g.metrics.lost, g.log)
-		downloaded = g.completed.add
 	}
 	g.store, err = swarmstore.Open(ctx, swarmstore.Options{
 		URLs:         urls,
@@ -123,7 +124,8 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		ViewMemory:   g.ViewMemory << 20,
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
-		Downloaded:   downloaded,
+		Downloaded:   g.downloaded,
+		Renewals:     !g.Stats.off,
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
@@ -131,6 +133,24 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		return &misuseError{fmt.Errorf("--redis: %w", err)}
 	}
 	return err
+}
+
+// downloaded is told of each download that the store counts.
+func (g *gateway) downloaded(d swarmstore.Download) {
+	g.metrics.counters.Downloaded()
+	if g.completed != nil {
+		g.completed.add(d)
+	}
+}
+
+// version of this program, as the Go toolchain noted it.
+func version() string {
+	info, _ := debug.ReadBuildInfo()
+	text := "swarmgate"
+	if info != nil {
+		text += " " + info.Main.Version
+	}
+	return text
 }
 
 // listen binds everything before anything is answered.
@@ -145,25 +165,39 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 	rules := g.policy()
 	rules.Decoys = g.decoys
 	policy := tracker.New(g.store, rules)
+	if !g.Stats.off {
+		g.fleet = stats.NewFleet(stats.Options{
+			Store:    g.store,
+			Swarms:   policy,
+			Counters: g.metrics.counters,
+			ID:       rand.Text(),
+			Version:  version(),
+			Interval: g.StatsInterval,
+			Now:      g.clock,
+			Log:      g.log,
+		})
+	}
 	if len(g.HTTP) > 0 {
-		f := g.metrics.front("http")
-		front := policy.Front(f)
+		f := g.metrics.front("http", g.metrics.counters.HTTP())
+		o := httpapi.Options{
+			Tracker: policy.Front(f), Metrics: httpMetrics{f, g.metrics.counters}, Now: g.clock,
+			MaxClients:  g.HTTPClients,
+			PathPrefix:  g.PathPrefix,
+			RedirectURL: g.RedirectURL,
+		}
+		if g.fleet != nil {
+			o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats.networks
+		}
 		for _, addr := range g.HTTP {
 			l, err := listenTCP(ctx, addr, g.SharePort)
 			if err != nil {
 				return fmt.Errorf("--http: %w", err)
 			}
-			server := httpapi.New(httpapi.Options{
-				Tracker: front, Metrics: f, Now: g.clock,
-				MaxClients:  g.HTTPClients,
-				PathPrefix:  g.PathPrefix,
-				RedirectURL: g.RedirectURL,
-			})
-			g.http = append(g.http, &httpFront{server, l})
+			g.http = append(g.http, &httpFront{httpapi.New(o), l})
 		}
 	}
 	if len(g.UDP) > 0 {
-		f := g.metrics.front("udp")
+		f := g.metrics.front("udp", g.metrics.counters.UDP())
 		g.secret = newSecret(g.Secret, "")
 		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
 		front := policy.Front(f)
@@ -174,7 +208,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 				Sockets:   runtime.GOMAXPROCS(0),
 				IDs:       g.ids,
 				Tracker:   front,
-				Metrics:   udpFront{f, g.metrics},
+				Metrics:   udpMetrics{f, g.metrics},
 				Now:       g.clock,
 			})
 			if err != nil {
@@ -224,6 +258,9 @@ func (g *gateway) keep(ctx context.Context) {
 	if g.Secret == "" && (g.ids != nil || g.decoys != nil) {
 		g.shareSecrets(ctx) // so that the first ids are good on the other gateways
 		g.background.Go(func() { repeat(ctx, secretEvery, func() { g.shareSecrets(ctx) }) })
+	}
+	if g.fleet != nil {
+		g.background.Go(func() { g.fleet.Run(ctx) })
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -141,4 +142,27 @@ func stream(t *testing.T, b *storetest.Backend) []redis.XMessage {
 		t.Fatal(err)
 	}
 	return entries
+}
+
+func TestDownloadsAreToldWhileASwarmGrows(t *testing.T) {
+	for name, start := range storetest.Backends() {
+		t.Run(name, func(t *testing.T) {
+			now := time.Unix(1_800_000_000, 0)
+			var told atomic.Int64
+			g := start(t).Open(t, &now, func(o *swarmstore.Options) {
+				o.Downloaded = func(swarmstore.Download) { told.Add(1) }
+			})
+			for n := range 200 { // small, then large
+				g.Put(storetest.Hash(1), storetest.Peer4(n), swarm.Completed, 0)
+				g.Put(storetest.Hash(1), storetest.Peer4(n), swarm.Completed, 0)
+			}
+			storetest.Eventually(t, 20*time.Second, func() error {
+				g.Pass(5 * time.Second) // until nothing older is in a view
+				if got, counted := told.Load(), g.Counts(storetest.Hash(1)).Downloads; got != 200 || counted != 200 {
+					return fmt.Errorf("%d downloads were told, %d counted", got, counted)
+				}
+				return nil
+			})
+		})
+	}
 }

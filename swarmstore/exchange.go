@@ -2,6 +2,8 @@ package swarmstore
 
 import (
 	"errors"
+	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -26,6 +28,9 @@ type exchange struct {
 	headed int
 
 	expiries []expiry // that the pipeline sets
+
+	written int       // announces that were planned, ever: one in RenewalSample is sampled
+	renewed []renewal // those of this pipeline that are
 
 	absorbed int  // repeats that the pipeline leaves out
 	writes   bool // the pipeline has writes
@@ -97,6 +102,7 @@ func (x *exchange) run(n *node, groups []*group) bool {
 		x.store.trouble(n.addr, err)
 	}
 	x.settle(groups)
+	x.tellRenewed()
 	x.store.opt.Metrics.Exchange(ops, time.Since(start), err != nil)
 	return err == nil
 }
@@ -109,7 +115,7 @@ func (x *exchange) send(client *redis.Client) error {
 
 // plan fills cmds with what the groups need of Redis.
 func (x *exchange) plan(groups []*group) (ops int) {
-	x.cmds, x.reads, x.expiries, x.used, x.headed = x.cmds[:0], x.reads[:0], x.expiries[:0], 0, 0
+	x.cmds, x.reads, x.expiries, x.renewed, x.used, x.headed = x.cmds[:0], x.reads[:0], x.expiries[:0], x.renewed[:0], 0, 0
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
@@ -241,7 +247,11 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 		x.cmds = append(x.cmds, o.write)
 		return true
 	}
-	o.write = x.zadd(a, o.partition, score(a.Class(), now))
+	z := x.zadd(a, o.partition, score(a.Class(), now))
+	if x.written++; x.store.opt.Renewals && x.written%RenewalSample == 0 {
+		x.cmds = append(x.cmds, x.sample(z, a.Peer.Addr(), now))
+	}
+	o.write = z.cmd
 	x.cmds = append(x.cmds, o.write)
 	x.wrote(o.key(), a.Event == swarm.Started, now)
 	if a.Event == swarm.Completed && o.large == nil {
@@ -282,10 +292,13 @@ type zadd struct {
 	key   [keyLen]byte
 	score int64
 	peer  [swarm.Size6]byte
+
+	previous *redis.RawCmd // ZSCORE of the peer, made when it is sampled first
+	asks     [3]any        // of previous
 }
 
 // zadd adds the asker to a partition of its swarm.
-func (x *exchange) zadd(a *swarm.Announce, partition int, score int64) *redis.IntCmd {
+func (x *exchange) zadd(a *swarm.Announce, partition int, score int64) *zadd {
 	if x.used == len(x.zadds) {
 		z := &zadd{}
 		z.peers = [2]any{z.peer[:swarm.Size4], z.peer[:swarm.Size6]}
@@ -301,7 +314,45 @@ func (x *exchange) zadd(a *swarm.Announce, partition int, score int64) *redis.In
 	if len(swarm.AppendCompact(z.peer[:0], a.Peer)) == swarm.Size6 {
 		z.args[3] = z.peers[1]
 	}
-	return z.cmd
+	return z
+}
+
+// RenewalSample is of how many announces one is sampled.
+const RenewalSample = 64
+
+// renewal is a sampled announce.
+type renewal struct {
+	peer     netip.Addr
+	at       time.Time
+	previous *redis.RawCmd
+}
+
+// sample is the command that asks, before a peer is written, when it was before.
+func (x *exchange) sample(z *zadd, peer netip.Addr, now time.Time) redis.Cmder {
+	if z.previous == nil {
+		z.asks = [3]any{"zscore", z.args[1], nil}
+		z.previous = redis.NewRawCmd(x.store.ctx, z.asks[:]...)
+	}
+	z.asks[2] = z.args[3]
+	x.renewed = append(x.renewed, renewal{peer, now, z.previous})
+	return z.previous
+}
+
+// tellRenewed tells of the sampled peers that were there.
+func (x *exchange) tellRenewed() {
+	for _, r := range x.renewed {
+		if cmdError(r.previous) != nil {
+			continue
+		}
+		text, _, known := bulk(r.previous.Val())
+		score, err := strconv.ParseInt(string(text), 10, 64)
+		if !known || err != nil {
+			continue
+		}
+		if ago := r.at.Sub(announcedAt(score)); ago < x.store.opt.PeerTTL {
+			x.store.opt.Metrics.Renewed(r.peer, int(max(ago, 0)/time.Minute))
+		}
+	}
 }
 
 // zhead is the ZRANGE of a small swarm, used again likewise.

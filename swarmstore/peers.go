@@ -104,6 +104,14 @@ func (p *peers) readClasses(b *bucket, l layout, strays []stray) ([]stray, error
 	return strays, nil
 }
 
+// counts of the peers.
+func (p *peers) counts() (c swarm.Counts) {
+	for class := range swarm.Class(swarm.Classes) {
+		*c.Of(class) = len(p.compact[0][class])/swarm.Size4 + len(p.compact[1][class])/swarm.Size6
+	}
+	return c
+}
+
 // part copies the peers.
 func (p *peers) part() swarm.Part { return swarm.NewPart(&p.compact) }
 

@@ -74,6 +74,19 @@ func parseMembers(raw []byte, yield func(member []byte)) error {
 	return nil
 }
 
+// parseScan reads the RESP2 reply to SCAN, and calls yield for each key, which is valid during the call.
+func parseScan(raw []byte, yield func(key []byte)) (cursor string, err error) {
+	n, raw, ok := header(raw, '*')
+	if !ok || n != 2 {
+		return "", errReply
+	}
+	next, raw, ok := bulk(raw)
+	if !ok {
+		return "", errReply
+	}
+	return string(next), parseMembers(raw, yield)
+}
+
 // header reads "<kind><n>\r\n".
 func header(raw []byte, kind byte) (n int, rest []byte, ok bool) {
 	end := bytes.IndexByte(raw, '\n')

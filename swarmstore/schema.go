@@ -1,6 +1,7 @@
 package swarmstore
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -68,6 +69,17 @@ func appendKey(dst []byte, hash swarm.InfoHash, kind byte, partition int) []byte
 	return append(append(appendTag(dst, hash, partition), hash[:]...), kind)
 }
 
+// swarmOf is the swarm that a key tells of: that of its first partition or of its downloads. All
+// other keys are of no swarm, or of one that has such a key too.
+func swarmOf(k []byte) (hash swarm.InfoHash, ok bool) {
+	if len(k) != keyLen || k[keyLen-1] != kindPeers && k[keyLen-1] != kindDownloads {
+		return hash, false
+	}
+	copy(hash[:], k[tagLen:])
+	var tag [tagLen]byte
+	return hash, bytes.HasPrefix(k, appendTag(tag[:0], hash, 0))
+}
+
 // layout says over how many partitions a swarm is spread: two to the power of to, and
 // while peers are being moved, those of two to the power of from as well. It stands in the
 // first partition as the score of a member that is no peer; a swarm without is small.
@@ -116,6 +128,11 @@ func classStart(class swarm.Class) int64 { return scoreBase + (int64(class)+1)*s
 func score(class swarm.Class, at time.Time) int64 {
 	age := min(max(at.Unix()-scoreEpoch, 0), scoreRange-1)
 	return classStart(class) + scoreRange - 1 - age
+}
+
+// announcedAt is the time in a score.
+func announcedAt(score int64) time.Time {
+	return time.Unix(scoreEpoch+scoreRange-1-(score-scoreBase)%scoreRange, 0)
 }
 
 // oldest is the highest score of a class that is not stale at now.

@@ -159,3 +159,25 @@ func TestReplyError(t *testing.T) {
 		t.Errorf("an array reads %v", err)
 	}
 }
+
+func TestSwarmOfAKey(t *testing.T) {
+	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
+	for _, c := range []struct {
+		key  []byte
+		want bool
+	}{
+		{key(hash, kindPeers), true},
+		{key(hash, kindDownloads), true},
+		{peersKey(hash, 1), false},
+		{key(hash, kindCompleted), false},
+		{key(hash, kindMover), false},
+		{[]byte(DecoySecret), false},
+		{append([]byte("{xyz}"), key(hash, kindPeers)[tagLen:]...), false},
+		{append(key(hash, kindPeers), 'p'), false},
+		{nil, false},
+	} {
+		if got, ok := swarmOf(c.key); ok != c.want || ok && got != hash {
+			t.Errorf("%q is of %x, %v", c.key, got, ok)
+		}
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ type Options struct {
 	ViewMemory   int           // bytes that views may take
 	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
 	WaitReplicas int           // replicas that must have a write before it counts
+	Renewals     bool          // sample when peers announced before, for Metrics.Renewed
 
 	// Downloaded is told of each download that is counted, before its announce is
 	// answered: it must not wait. Nil for nobody.
@@ -59,6 +61,9 @@ type Metrics interface {
 	Views(hits, misses int)
 	// Absorbed counts repeats that needed no write.
 	Absorbed(n int)
+	// Renewed is told of one in RenewalSample announces that were written, if it refreshed a
+	// peer and Options.Renewals is set: how many whole minutes ago that peer announced before.
+	Renewed(peer netip.Addr, minutes int)
 }
 
 // Store is safe for concurrent use.
@@ -70,6 +75,7 @@ type Store struct {
 	repeats repeats
 	expired *recent // the keys whose expiry was set a moment ago
 
+	scanHashes int // that one round of a scan keeps
 	larges     larges
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	complained atomic.Int64            // when, in Unix nanoseconds
@@ -89,7 +95,7 @@ var ErrURL = errors.New("not a Redis address: redis://HOST:PORT, or rediss:// fo
 // Open starts a store. It fails on addresses that make no sense; when Redis is
 // away it logs so, keeps trying, and answers swarm.ErrUnavailable meanwhile.
 func Open(ctx context.Context, opt Options) (*Store, error) {
-	s := &Store{opt: opt}
+	s := &Store{opt: opt, scanHashes: scanHashes}
 	if err := s.parseURLs(); err != nil {
 		return nil, err
 	}

@@ -64,6 +64,8 @@ const (
 	toNothing todo = iota
 	toAnnounce
 	toScrape
+	gotID   // nothing: a connection id was asked for
+	wrongID // nothing: it came with a wrong one
 )
 
 // handle reads a datagram. A reply that needs no tracker it appends to out; else it
@@ -81,11 +83,11 @@ func (h *handler) handle(now time.Time, data []byte, from route, r *request, out
 		out.add(from, func(b []byte) []byte {
 			return bep15.AppendConnectReply(b, q.TransactionID, h.IDs.New(now, client))
 		})
-		return toNothing
+		return gotID
 	}
 	if !h.IDs.Valid(now, client, q.ConnectionID) {
 		h.Metrics.Invalid()
-		return toNothing
+		return wrongID
 	}
 	r.from = from
 	if q.Action == bep15.ActionScrape {

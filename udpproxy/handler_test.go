@@ -65,11 +65,15 @@ func (f *fakeTracker) release() {
 	}
 }
 
-type fakeMetrics struct{ received, dropped, invalid atomic.Int64 }
+type fakeMetrics struct{ received, gotID, wrongID, dropped, invalid atomic.Int64 }
 
-func (m *fakeMetrics) Received(n int) { m.received.Add(int64(n)) }
-func (m *fakeMetrics) Dropped(n int)  { m.dropped.Add(int64(n)) }
-func (m *fakeMetrics) Invalid()       { m.invalid.Add(1) }
+func (m *fakeMetrics) Received(b Batch) {
+	m.received.Add(int64(b.Datagrams[0] + b.Datagrams[1]))
+	m.gotID.Add(int64(b.GotID[0] + b.GotID[1]))
+	m.wrongID.Add(int64(b.WrongID))
+}
+func (m *fakeMetrics) Dropped(n int) { m.dropped.Add(int64(n)) }
+func (m *fakeMetrics) Invalid()      { m.invalid.Add(1) }
 
 // fakeConn keeps the last batch that was sent.
 type fakeConn struct {

@@ -35,11 +35,18 @@ type Tracker interface {
 // Metrics is told what the tracker does not see.
 type Metrics interface {
 	// Received is one batch that the kernel gave.
-	Received(datagrams int)
+	Received(Batch)
 	// Dropped counts datagrams lost in full buffers of the kernel, in and out.
 	Dropped(datagrams int)
 	// Invalid counts a datagram that was met with silence or an error.
 	Invalid()
+}
+
+// Batch tells what some datagrams were. Arrays are by the family of the client's address, IPv4 first.
+type Batch struct {
+	Datagrams [2]int
+	GotID     [2]int // those that asked for a connection id
+	WrongID   int    // those that came with a wrong or an old one
 }
 
 // Options of a Server.
@@ -113,9 +120,14 @@ func (s *Server) loop(c conn) error {
 		if in.dropped > 0 {
 			h.Metrics.Dropped(in.dropped)
 		}
-		h.Metrics.Received(n)
 		now := h.Now()
+		var held Batch
 		for i := range n {
+			family := 0
+			if !in.from[i].client.Addr().Is4() {
+				family = 1
+			}
+			held.Datagrams[family]++
 			switch r := spare[len(spare)-1]; h.handle(now, in.data[i], in.from[i], r, out) {
 			case toAnnounce:
 				r.conn = c
@@ -125,8 +137,13 @@ func (s *Server) loop(c conn) error {
 				r.conn = c
 				scrapes = append(scrapes, r)
 				spare = spare[:len(spare)-1]
+			case gotID:
+				held.GotID[family]++
+			case wrongID:
+				held.WrongID++
 			}
 		}
+		h.Metrics.Received(held)
 		h.flush(c, out)
 		if len(batch) > 0 {
 			h.Tracker.Announce(now, batch, h.announced)

@@ -140,8 +140,8 @@ func TestOverSockets(t *testing.T) {
 						t.Errorf("asked at %s: %+v", addr, r)
 					}
 				}
-				if n := metrics.received.Load(); n != int64(3*len(test.ask)) {
-					t.Errorf("%d datagrams were counted", n)
+				if n, ids := metrics.received.Load(), metrics.gotID.Load(); n != int64(3*len(test.ask)) || ids != int64(len(test.ask)) {
+					t.Errorf("%d datagrams were counted, %d connection ids", n, ids)
 				}
 			})
 		}

@@ -40,9 +40,9 @@ func (f *fakeTracker) Announce(_ time.Time, batch []*swarm.Announce, answered fu
 
 func (f *fakeTracker) Scrape(time.Time, *swarm.Scrape, func(*swarm.Scrape)) {}
 
-func (f *fakeTracker) Received(int) {}
-func (f *fakeTracker) Dropped(int)  {}
-func (f *fakeTracker) Invalid()     {}
+func (f *fakeTracker) Received(udpproxy.Batch) {}
+func (f *fakeTracker) Dropped(int)             {}
+func (f *fakeTracker) Invalid()                {}
 
 func TestOverUDP(t *testing.T) {
 	tracker := &fakeTracker{seen: map[swarm.InfoHash]map[string]bool{}}

@@ -40,9 +40,10 @@ func (c *Counted) Exchange(_ int, _ time.Duration, failed bool) {
 		c.Failed.Add(1)
 	}
 }
-func (c *Counted) Refused()               { c.Refusals.Add(1) }
-func (c *Counted) Views(hits, misses int) { c.Hits.Add(int64(hits)); c.Misses.Add(int64(misses)) }
-func (c *Counted) Absorbed(n int)         { c.Absorb.Add(int64(n)) }
+func (c *Counted) Refused()                { c.Refusals.Add(1) }
+func (c *Counted) Views(hits, misses int)  { c.Hits.Add(int64(hits)); c.Misses.Add(int64(misses)) }
+func (c *Counted) Absorbed(n int)          { c.Absorb.Add(int64(n)) }
+func (c *Counted) Renewed(netip.Addr, int) {}
 
 // Open a store on the backend with the suite's TTLs; set changes its options.
 func (b *Backend) Open(t *testing.T, now *time.Time, set func(*swarmstore.Options)) *Gateway {

@@ -112,6 +112,12 @@ func (c *Counts) Of(class Class) *int {
 	}
 }
 
+// Entry is one swarm in a list of them.
+type Entry struct {
+	InfoHash InfoHash
+	Counts
+}
+
 // Why an announce or a scrape gets no answer.
 var (
 	ErrUnavailable = errors.New("store is away")

@@ -113,7 +113,7 @@ func (s *Server) Serve(l net.Listener) error {
 	f, err := newFront(s, l)
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.front.Store(&front{}) // none
-		return s.app.Listener(l)
+		return s.app.Listener(listener{l, s.Metrics})
 	}
 	if err != nil {
 		return err
@@ -384,6 +384,8 @@ func (l *loop) acceptSome(listener uintptr) {
 
 // add begins with a connection.
 func (l *loop) add(fd int) {
+	client := remoteOf(&l.name)
+	l.front.Metrics.Accepted(client)
 	if !l.front.admit() {
 		_, _ = sendTo(fd, refusal(*l.front.date.Load()))
 		_ = unix.Close(fd)
@@ -396,7 +398,7 @@ func (l *loop) add(fd int) {
 		l.conns[fd] = &conn{loop: l, fd: fd}
 	}
 	c := l.conns[fd]
-	c.addr = remoteOf(&l.name)
+	c.addr = client
 	c.in, c.polled, c.served = nil, false, false
 	c.deadline = time.Now().Add(readTimeout)
 	l.open.Add(1)
@@ -506,7 +508,7 @@ func (l *loop) request(c *conn, rest []byte) (kept bool) {
 		c.in = nil
 	}
 	if reason := r.parse(c.head.query, c.addr); reason != "" {
-		f.Metrics.Invalid()
+		f.Metrics.Invalid(http.StatusOK)
 		r.body = appendFailure(r.body[:0], reason)
 		return c.answer()
 	}

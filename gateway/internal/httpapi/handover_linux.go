@@ -43,6 +43,7 @@ func (c *conn) handOver(in, out []byte) {
 
 // take gives Fiber a connection that was accepted while the loops end.
 func (f *front) take(c net.Conn) {
+	f.Metrics.Accepted(addrOf(c.RemoteAddr()))
 	if !f.admit() {
 		_, _ = c.Write(refusal(*f.date.Load()))
 		_ = c.Close()

@@ -66,9 +66,10 @@ func (f *fakeTracker) Scrape(_ time.Time, s *swarm.Scrape, answered func(*swarm.
 	go answered(s)
 }
 
-type fakeMetrics struct{ invalid atomic.Int64 }
+type fakeMetrics struct{ accepted, invalid atomic.Int64 }
 
-func (m *fakeMetrics) Invalid() { m.invalid.Add(1) }
+func (m *fakeMetrics) Accepted(netip.Addr) { m.accepted.Add(1) }
+func (m *fakeMetrics) Invalid(int)         { m.invalid.Add(1) }
 
 var answer = swarm.Answer{
 	Counts:      swarm.Counts{Seeders: 3, Leechers: 1, PartialSeeds: 1, Downloads: 7},
@@ -81,9 +82,13 @@ var answer = swarm.Answer{
 // serve answers on a loopback address until the test ends.
 func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, metrics *fakeMetrics) {
 	t.Helper()
-	metrics = &fakeMetrics{}
-	s = New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
-	return s, serveOn(t, s), metrics
+	return serveWith(t, Options{Tracker: tracker, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
+}
+
+func serveWith(t *testing.T, o Options) (s *Server, addr string, metrics *fakeMetrics) {
+	t.Helper()
+	s = New(o)
+	return s, serveOn(t, s), o.Metrics.(*fakeMetrics)
 }
 
 // serveOn lets a server answer on a loopback address until the test ends.

@@ -32,8 +32,10 @@ type Tracker interface {
 
 // Metrics is told what the tracker does not see.
 type Metrics interface {
-	// Invalid counts requests that got a failure reason, or a status of 400 or above.
-	Invalid()
+	// Accepted is a connection of this client.
+	Accepted(client netip.Addr)
+	// Invalid counts requests that got a failure reason, with the status 200, or a status of 400 or above.
+	Invalid(status int)
 }
 
 // Options of a Server.
@@ -44,6 +46,11 @@ type Options struct {
 	MaxClients  int    // connections at a time; more are answered 503
 	PathPrefix  string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
 	RedirectURL string // that a browser which asks for / is sent to; empty for none
+
+	Stats         Stats          // nil: there are none
+	Swarms        Swarms         // that they dump
+	StatsPath     string         // and with .json behind it
+	StatsNetworks []netip.Prefix // of those who may read them; nil: everybody
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -65,6 +72,7 @@ type Server struct {
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
+	dumping   atomic.Bool           // a dump is being made
 }
 
 // New returns a server that is not listening yet.
@@ -98,17 +106,21 @@ func New(o Options) *Server {
 		s.app.Add(fiber.MethodGet, path+"announce", s.announce)
 		s.app.Add(fiber.MethodGet, path+"scrape", s.scrape)
 	}
+	if o.Stats != nil {
+		s.app.Add(fiber.MethodGet, o.StatsPath, s.stats)
+		s.app.Add(fiber.MethodGet, o.StatsPath+".json", s.statsJSON)
+	}
 	return s
 }
 
 // refuse answers what is no announce and no scrape, in plain words.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
-	s.Metrics.Invalid()
 	status := fiber.StatusInternalServerError
 	var known *fiber.Error
 	if errors.As(err, &known) {
 		status = known.Code
 	}
+	s.Metrics.Invalid(status)
 	return c.SendStatus(status)
 }
 
@@ -145,7 +157,7 @@ func (s *Server) scrape(c *fiber.Ctx) error {
 // fail answers a request that makes no sense. The status is 200: clients show the
 // reason only then.
 func (s *Server) fail(c *fiber.Ctx, reason string) error {
-	s.Metrics.Invalid()
+	s.Metrics.Invalid(fiber.StatusOK)
 	return send(c, appendFailure(nil, reason))
 }
 
@@ -162,11 +174,29 @@ func tooLong(c *fiber.Ctx) bool {
 
 // remote is the address that a connection comes from.
 func remote(c *fiber.Ctx) netip.Addr {
-	tcp, ok := c.Context().RemoteAddr().(*net.TCPAddr)
+	return addrOf(c.Context().RemoteAddr())
+}
+
+func addrOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
 	}
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+// listener counts the connections that Fiber accepts by itself.
+type listener struct {
+	net.Listener
+	metrics Metrics
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.metrics.Accepted(addrOf(c.RemoteAddr()))
+	}
+	return c, err
 }
 
 // announce is one announce with what it needs again and again.

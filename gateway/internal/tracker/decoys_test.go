@@ -211,6 +211,14 @@ func TestDecoysAreTheSameEverywhere(t *testing.T) {
 	if len(toSeeders) != a.Counts.Leechers {
 		t.Errorf("seeders are told of %d leechers, %d are counted", len(toSeeders), a.Counts.Leechers)
 	}
+	if err := f.Scan(t.Context(), nil, func(part []swarm.Entry) error {
+		if part[0].Counts != a.Counts {
+			t.Errorf("a full scrape tells %+v, an announce %+v", part[0].Counts, a.Counts)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	s := &swarm.Scrape{Hashes: []swarm.InfoHash{decoyHash}, Counts: []swarm.Counts{c.view.Counts()}}
 	f.Scrape(decoyTime, s, func(s *swarm.Scrape) {
 		if s.Counts[0] != a.Counts {

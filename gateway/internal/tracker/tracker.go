@@ -7,6 +7,7 @@
 package tracker
 
 import (
+	"context"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 type Store interface {
 	Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce))
 	Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape))
+	Scan(ctx context.Context, now func() time.Time, yield func([]swarm.Entry) error) error
 }
 
 // Policy is what an operator decides.
@@ -51,7 +53,9 @@ func (p Policy) MaxInterval() time.Duration {
 // Metrics is told of one front end's requests: the error they were answered with,
 // nil for none, and how long they took.
 type Metrics interface {
-	Announced(err error, took time.Duration)
+	// Announced is told of announces together, which are not its own to keep. Their NumWant
+	// is what the policy made of it.
+	Announced(part []*swarm.Announce, took time.Duration)
 	Scraped(err error, took time.Duration)
 }
 
@@ -115,8 +119,8 @@ func (p *pending) answered(part []*swarm.Announce) {
 	}
 	for _, a := range part {
 		f.answer(a, p.now, load)
-		f.metrics.Announced(a.Err, took)
 	}
+	f.metrics.Announced(part, took)
 	last := p.left.Add(-int64(len(part))) == 0
 	hand(part)
 	if last {
@@ -139,13 +143,14 @@ func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 	a.Counts = f.Counts(a.InfoHash, a.View.Counts())
 	a.Interval = jittered(f.policy.interval(a.Counts.Seeders+a.Counts.Incomplete(), load))
 	a.MinInterval = min(f.policy.MinInterval, a.Interval)
+	if a.NumWant < 0 {
+		a.NumWant = DefaultPeers
+	}
+	a.NumWant = min(a.NumWant, MaxPeers)
 	if a.Event == swarm.Stopped {
 		return
 	}
-	want := min(a.NumWant, MaxPeers)
-	if want < 0 {
-		want = DefaultPeers
-	}
+	want := a.NumWant
 	if decoys != nil {
 		decoys.hand(a, now, want)
 		return
@@ -197,6 +202,19 @@ func share4(have4, have6, want int) int {
 	n4 := want * have4 / (have4 + have6)
 	n4 = max(n4, min(want/4, have4), want-have6)
 	return min(n4, want-min(want/4, have6))
+}
+
+// Scan hands on every swarm, as the store's does, with the counts that clients are told.
+func (t *Tracker) Scan(ctx context.Context, now func() time.Time, yield func([]swarm.Entry) error) error {
+	return t.store.Scan(ctx, now, func(part []swarm.Entry) error {
+		if !t.policy.Decoys.ready() {
+			return swarm.ErrUnavailable
+		}
+		for i := range part {
+			part[i].Counts = t.Counts(part[i].InfoHash, part[i].Counts)
+		}
+		return yield(part)
+	})
 }
 
 // Scrape reads the counts of swarms and hands the scrape back through answered.

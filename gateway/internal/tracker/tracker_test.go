@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
@@ -28,14 +29,23 @@ func (s *fakeStore) Scrape(_ time.Time, scrape *swarm.Scrape, answered func(*swa
 	answered(scrape)
 }
 
+func (s *fakeStore) Scan(_ context.Context, _ func() time.Time, yield func([]swarm.Entry) error) error {
+	if s.err != nil {
+		return s.err
+	}
+	return yield([]swarm.Entry{{InfoHash: decoyHash, Counts: s.view.Counts()}})
+}
+
 type fakeMetrics struct {
 	announced, failed, scraped int
 }
 
-func (m *fakeMetrics) Announced(err error, _ time.Duration) {
-	m.announced++
-	if err != nil {
-		m.failed++
+func (m *fakeMetrics) Announced(part []*swarm.Announce, _ time.Duration) {
+	for _, a := range part {
+		m.announced++
+		if a.Err != nil {
+			m.failed++
+		}
 	}
 }
 func (m *fakeMetrics) Scraped(error, time.Duration) { m.scraped++ }

@@ -1,0 +1,4 @@
+package swarmstore
+
+// SetScanHashes makes a scan go in rounds of n hashes.
+func (s *Store) SetScanHashes(n int) { s.scanHashes = n }
