@@ -13,17 +13,23 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"swarmgate/gateway/internal/access"
 	"swarmgate/gateway/internal/tracker"
+	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy"
 )
 
 // Config is all that an operator decides. Durations below a second make no sense
 // to a tracker and are refused.
 type Config struct {
-	HTTP, UDP string
-	SharePort bool
-	Admin     string
-	AdminFile string
+	HTTP, UDP  string
+	SharePort  bool
+	Admin      string
+	AdminFile  string
+	AdminToken string
+
+	Access     swarm.Listing // what counts: Denied or Allowed
+	AccessFile string
 
 	Redis        []string
 	WaitReplicas int
@@ -43,12 +49,15 @@ type Config struct {
 	DrainTimeout  time.Duration
 
 	Log slog.Handler
+
+	AccessCommand accessCommand // of the access command
 }
 
 // The commands of the command line.
 const (
 	commandRun    = "run"
 	commandHealth = "health"
+	commandAccess = "access"
 )
 
 // errHelp says that help was asked for and printed.
@@ -66,6 +75,9 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
+	fs.StringVar(&c.AdminToken, "admin-token", "", "`TEXT` of 16 characters or more that changes of the access list through --admin need; better given as SWARMGATE_ADMIN_TOKEN")
+	mode := fs.String("access", "deny", "`MODE`: deny serves all swarms but the denied, allow none but the allowed; the same on all gateways")
+	fs.StringVar(&c.AccessFile, "access-file", "", "`FILE` of info hashes, 40 hexadecimal digits a line, that --access counts; read again on SIGHUP and when it changes")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
@@ -108,8 +120,17 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	switch rest := fs.Args(); {
 	case len(rest) == 1 && rest[0] == commandHealth:
 		command = commandHealth
+	case len(rest) > 0 && rest[0] == commandAccess:
+		command = commandAccess
+		if c.AccessCommand, err = parseAccessCommand(rest[1:]); err != nil {
+			return "", nil, err
+		}
 	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (the only one is %q)", strings.Join(rest, " "), commandHealth)
+		return "", nil, fmt.Errorf("unknown command %q (there are %q and %q)", strings.Join(rest, " "), commandHealth, commandAccess)
+	}
+	var ok bool
+	if c.Access, ok = access.ParseWord(*mode); !ok || c.Access == swarm.Unlisted {
+		return "", nil, fmt.Errorf("--access: %q is none of deny, allow", *mode)
 	}
 	for _, url := range strings.Split(*redis, ",") {
 		if url = strings.TrimSpace(url); url != "" {
@@ -138,7 +159,14 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
 
   gateway [flags]         answer announces and scrapes
   gateway health [flags]  exit with 0 if the gateway with these flags is up
+  gateway access deny|allow|remove HASH... [flags]
+                          list info hashes as denied or allowed, or not at all
+  gateway access import FILE [flags]
+                          list those in FILE as what --access counts
+  gateway access list [flags]
+                          print what is listed
 
+The access commands change the list in --redis; without, that of the gateway at --admin.
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.
 
 %s`, fs.FlagUsages())
@@ -225,8 +253,10 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if c.SharePort && !canSharePort {
 		return errors.New("--share-port: only Linux spreads clients over processes")
 	}
-	if c.Secret != "" && len(c.Secret) < 16 {
-		return errors.New("--secret: shorter than 16 characters")
+	for _, s := range []struct{ flag, value string }{{"secret", c.Secret}, {"admin-token", c.AdminToken}} {
+		if s.value != "" && len(s.value) < 16 {
+			return fmt.Errorf("--%s: shorter than 16 characters", s.flag)
+		}
 	}
 	return nil
 }

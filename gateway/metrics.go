@@ -38,6 +38,7 @@ var results = []struct {
 	{swarm.ErrUnavailable, "unavailable"},
 	{swarm.ErrBusy, "busy"},
 	{swarm.ErrFull, "full"},
+	{swarm.ErrDenied, "denied"},
 }
 
 func newMetrics() *metrics {

@@ -10,14 +10,18 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"os/signal"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"swarmgate/gateway/internal/access"
 	"swarmgate/gateway/internal/httpapi"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/swarmstore"
@@ -33,7 +37,11 @@ type misuseError struct{ error }
 
 func (e *misuseError) Unwrap() error { return e.error }
 
-var errDraining = errors.New("draining")
+// Why a gateway is not ready.
+var (
+	errDraining     = errors.New("draining")
+	errNoAccessList = errors.New("the access list is not known yet")
+)
 
 // gateway is all that runs.
 type gateway struct {
@@ -44,6 +52,7 @@ type gateway struct {
 
 	memory *embedded.Server // nil when Redis has the swarms
 	store  *swarmstore.Store
+	access *access.List
 	ids    *udpproxy.ConnectionIDs
 	secret [16]byte // that new ids are made with
 
@@ -109,12 +118,19 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 	if errors.Is(err, swarmstore.ErrURL) {
 		return &misuseError{fmt.Errorf("--redis: %w", err)}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	g.access, err = access.New(access.Options{Store: g.store, Mode: g.Access, File: g.AccessFile, Log: g.log})
+	if err != nil {
+		return &misuseError{fmt.Errorf("--access-file: %w", err)}
+	}
+	return nil
 }
 
 // listen binds everything before anything is answered.
 func (g *gateway) listen(ctx context.Context) (err error) {
-	policy := tracker.New(g.store, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval})
+	policy := tracker.New(g.store, g.access, tracker.Policy{Interval: g.Interval, MinInterval: g.MinInterval})
 	if g.HTTP != "" {
 		if g.httpListener, err = listenTCP(ctx, g.HTTP, g.SharePort); err != nil {
 			return fmt.Errorf("--http: %w", err)
@@ -144,7 +160,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
-		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready); err != nil {
+		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready, newAccessAPI(g.store, g.AdminToken, g.log)); err != nil {
 			return err
 		}
 	}
@@ -155,6 +171,9 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 func (g *gateway) ready(ctx context.Context) error {
 	if g.draining.Load() {
 		return errDraining
+	}
+	if !g.access.Known() {
+		return errNoAccessList
 	}
 	return g.store.Ping(ctx)
 }
@@ -174,6 +193,15 @@ func (g *gateway) keep(ctx context.Context) {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
 	}
+	g.access.Refresh(ctx, false) // before the first announce
+	reread := make(chan os.Signal, 1)
+	if g.AccessFile != "" {
+		signal.Notify(reread, syscall.SIGHUP)
+	}
+	g.background.Go(func() {
+		defer signal.Stop(reread)
+		repeat(ctx, access.Every, func() { g.access.Refresh(ctx, received(reread)) })
+	})
 	if g.ids != nil && g.Secret == "" {
 		g.shareSecret(ctx) // so that the first ids are good on the other gateways
 		g.background.Go(func() { repeat(ctx, secretEvery, func() { g.shareSecret(ctx) }) })
@@ -207,6 +235,16 @@ func newSecret(text string) (secret [16]byte) {
 	}
 	sum := sha256.Sum256([]byte(text))
 	return [16]byte(sum[:])
+}
+
+// received tells whether a signal came.
+func received(signals <-chan os.Signal) bool {
+	select {
+	case <-signals:
+		return true
+	default:
+		return false
+	}
 }
 
 // repeat calls f each interval until ctx ends.

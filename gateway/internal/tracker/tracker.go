@@ -1,12 +1,13 @@
-// Package tracker is the policy that both front ends share: which peers an asker
-// is handed, how many, and when it shall come back. It knows neither protocols
+// Package tracker is the policy that both front ends share: which swarms are served, which peers an
+// asker is handed, how many, and when it shall come back. It knows neither protocols
 // nor Redis.
 //
-//	t := tracker.New(store, tracker.Policy{Interval: 30 * time.Minute, ...})
+//	t := tracker.New(store, list, tracker.Policy{Interval: 30 * time.Minute, ...})
 //	udp := t.Front(metrics.Front("udp")) // what a front end is given
 package tracker
 
 import (
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,12 @@ import (
 type Store interface {
 	Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce))
 	Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape))
+}
+
+// Access decides which swarms are served: Check is nil, swarm.ErrDenied, or while that is not
+// known swarm.ErrUnavailable.
+type Access interface {
+	Check(hash swarm.InfoHash) error
 }
 
 // Policy is what an operator decides.
@@ -56,11 +63,14 @@ type Metrics interface {
 // Tracker applies a policy to a store.
 type Tracker struct {
 	store  Store
+	access Access
 	policy Policy
 }
 
 // New returns a tracker.
-func New(store Store, policy Policy) *Tracker { return &Tracker{store, policy} }
+func New(store Store, access Access, policy Policy) *Tracker {
+	return &Tracker{store, access, policy}
+}
 
 // Front is the tracker as one front end has it.
 type Front struct {
@@ -87,6 +97,8 @@ type pending struct {
 	left   atomic.Int64
 	hand   func([]*swarm.Announce)
 	answer func([]*swarm.Announce) // p.answered, bound once
+
+	served, refused []*swarm.Announce // of a batch that is not served whole
 }
 
 // Announce answers a batch. Each announce comes back once through answered,
@@ -100,20 +112,55 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 	p := f.pending.Get().(*pending)
 	p.start, p.hand = time.Now(), answered
 	p.left.Store(int64(len(batch)))
-	f.store.Announce(now, batch, p.answer)
+	if !p.sift(batch) {
+		f.store.Announce(now, batch, p.answer)
+		return
+	}
+	p.left.Add(1) // until its own slices are in use no more
+	p.answered(p.refused)
+	if len(p.served) > 0 {
+		f.store.Announce(now, p.served, p.answer)
+	}
+	clear(p.served)
+	clear(p.refused)
+	p.served, p.refused = p.served[:0], p.refused[:0]
+	p.release(1)
+}
+
+// sift tells whether some of a batch is not served. Then p.refused has that, and p.served the
+// rest.
+func (p *pending) sift(batch []*swarm.Announce) bool {
+	for i, a := range batch {
+		err := p.front.access.Check(a.InfoHash)
+		switch {
+		case err != nil:
+			if len(p.refused) == 0 {
+				p.served = append(p.served, batch[:i]...)
+			}
+			a.View, a.Err = nil, err
+			p.refused = append(p.refused, a)
+		case len(p.refused) > 0:
+			p.served = append(p.served, a)
+		}
+	}
+	return len(p.refused) > 0
 }
 
 func (p *pending) answered(part []*swarm.Announce) {
-	f, hand, took := p.front, p.hand, time.Since(p.start)
+	f, took, n := p.front, time.Since(p.start), len(part)
 	for _, a := range part {
 		f.answer(a)
 		f.metrics.Announced(a.Err, took)
 	}
-	last := p.left.Add(-int64(len(part))) == 0
-	hand(part)
-	if last {
+	p.hand(part)
+	p.release(n)
+}
+
+// release lets go of p when n more of its batch, the last ones, are answered.
+func (p *pending) release(n int) {
+	if p.left.Add(-int64(n)) == 0 {
 		p.hand = nil
-		f.pending.Put(p)
+		p.front.pending.Put(p)
 	}
 }
 
@@ -121,7 +168,11 @@ func (p *pending) answered(part []*swarm.Announce) {
 func (f *Front) answer(a *swarm.Announce) {
 	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
 	if a.Err != nil {
-		a.Interval = jittered(min(retryInterval, f.policy.Interval))
+		wait := min(retryInterval, f.policy.Interval)
+		if errors.Is(a.Err, swarm.ErrDenied) { // which lasts
+			wait = f.policy.Interval
+		}
+		a.Interval = jittered(wait)
 		return
 	}
 	a.Interval = jittered(f.policy.Interval)
@@ -179,6 +230,13 @@ func share4(a *swarm.Announce, want int) int {
 func (f *Front) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
 	start := time.Now()
 	f.store.Scrape(now, scrape, func(s *swarm.Scrape) {
+		for i := 0; i < len(s.Hashes) && s.Err == nil; i++ {
+			err := f.access.Check(s.Hashes[i])
+			if errors.Is(err, swarm.ErrDenied) {
+				s.Counts[i], err = swarm.Counts{Denied: true}, nil
+			}
+			s.Err = err
+		}
 		f.metrics.Scraped(s.Err, time.Since(start))
 		answered(s)
 	})
