@@ -10,8 +10,10 @@ package access
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math/bits"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -61,10 +63,12 @@ type List struct {
 // any more.
 type table [256]*page
 
-// page is the info hashes that begin with one byte, sorted.
+// page is the info hashes that begin with one byte, sorted. An index by what follows leaves
+// one of them to compare with, on average.
 type page struct {
 	hashes []swarm.InfoHash
-	starts [257]uint32 // where those with each second byte begin
+	shift  uint     // of the next 32 bits, which leaves the place in starts
+	starts []uint32 // where those of each place begin, and the last ones end
 }
 
 // New returns a list that has to be refreshed before it permits anything. It fails when the
@@ -101,9 +105,13 @@ func (p *page) has(hash swarm.InfoHash) bool {
 	if p == nil {
 		return false
 	}
-	second := int(hash[1])
-	_, found := slices.BinarySearchFunc(p.hashes[p.starts[second]:p.starts[second+1]], hash, compare)
+	i := p.place(&hash)
+	_, found := slices.BinarySearchFunc(p.hashes[p.starts[i]:p.starts[i+1]], hash, compare)
 	return found
+}
+
+func (p *page) place(hash *swarm.InfoHash) int {
+	return int(binary.BigEndian.Uint32(hash[1:]) >> p.shift)
 }
 
 func (p *page) len() int {
@@ -121,15 +129,14 @@ func newPage(hashes []swarm.InfoHash) *page {
 		return nil
 	}
 	slices.SortFunc(hashes, compare)
-	p := &page{hashes: hashes}
-	n := 0
-	for second := range 256 {
-		p.starts[second] = uint32(n)
-		for n < len(hashes) && int(hashes[n][1]) == second {
-			n++
-		}
+	places := bits.Len(uint(len(hashes) - 1))
+	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1)}
+	for i := range hashes {
+		p.starts[p.place(&hashes[i])+1]++
 	}
-	p.starts[256] = uint32(n)
+	for i := range 1 << places {
+		p.starts[i+1] += p.starts[i]
+	}
 	return p
 }
 
