@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -263,3 +264,52 @@ func TestADeniedAnnounceAllocatesNothing(t *testing.T) {
 	f.Announce(now, batch, answered)
 	storetest.Allocs(t, 0, func() { f.Announce(now, batch, answered) })
 }
+
+// laterStore answers each announce from a goroutine of its own.
+type laterStore struct{ fakeStore }
+
+func (s *laterStore) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	for _, a := range batch {
+		go func() {
+			a.View, a.Err = s.view, nil
+			answered([]*swarm.Announce{a})
+		}()
+	}
+}
+
+// Batches that are served in part come back whole while the store still answers others.
+func TestManyBatchesAtOnce(t *testing.T) {
+	served, denied := swarm.InfoHash{1}, swarm.InfoHash{2}
+	f := New(&laterStore{fakeStore{view: viewOf(3, 0, 0)}}, denying{denied: true}, policy).Front(quiet{})
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for n := range 500 {
+				batch := make([]*swarm.Announce, 1+n%5)
+				var back sync.WaitGroup
+				back.Add(len(batch))
+				for i := range batch {
+					batch[i] = &swarm.Announce{InfoHash: served, Peer: peer4(i), Left: 1}
+					if (n>>i)&1 == 1 {
+						batch[i].InfoHash = denied
+					}
+				}
+				f.Announce(time.Now(), batch, func(part []*swarm.Announce) {
+					for _, a := range part {
+						if (a.InfoHash == denied) != errors.Is(a.Err, swarm.ErrDenied) {
+							t.Errorf("%x gets %v", a.InfoHash, a.Err)
+						}
+						back.Done() // which panics when one comes back twice
+					}
+				})
+				back.Wait()
+			}
+		})
+	}
+	group.Wait()
+}
+
+type quiet struct{}
+
+func (quiet) Announced(error, time.Duration) {}
+func (quiet) Scraped(error, time.Duration)   {}
