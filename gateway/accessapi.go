@@ -19,8 +19,11 @@ import (
 	"swarmgate/swarmstore/swarm"
 )
 
-// maxAccessBody is how many bytes of changes one request may bring.
-const maxAccessBody = 1 << 20
+// What one request may bring, in bytes, and how long that may take.
+const (
+	maxAccessBody     = 1 << 20
+	accessBodyTimeout = 10 * time.Second
+)
 
 // accessStore is what changing and showing the access list needs of the store.
 type accessStore interface {
@@ -60,8 +63,8 @@ func newAccessAPI(store accessStore, token string, log *slog.Logger) http.Handle
 	return a.guard(mux)
 }
 
-// guard lets nobody in without the token. Sums are compared, so that not even the length of the token shows
-// in the time that it takes.
+// guard lets nobody in without the token. Sums are compared, so that not even the token's length
+// shows in the time that it takes.
 func (a *accessAPI) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		given, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -71,8 +74,6 @@ func (a *accessAPI) guard(next http.Handler) http.Handler {
 			http.Error(w, "This needs the header Authorization: Bearer, and what --admin-token says.", http.StatusUnauthorized)
 			return
 		}
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
-		r.Body = http.MaxBytesReader(w, r.Body, maxAccessBody)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -163,7 +164,11 @@ func pathHash(w http.ResponseWriter, r *http.Request) (hash swarm.InfoHash, ok b
 }
 
 func readBody(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
-	body, err := io.ReadAll(r.Body)
+	// The deadline is for the body alone: the changes may take longer.
+	connection := http.NewResponseController(w)
+	_ = connection.SetReadDeadline(time.Now().Add(accessBodyTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAccessBody))
+	_ = connection.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):

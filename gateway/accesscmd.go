@@ -71,7 +71,7 @@ func changeAccess(ctx context.Context, c *Config, stdout, stderr io.Writer) erro
 		}
 		defer r.Close()
 		var hashes []swarm.InfoHash
-		if hashes, ignored, err = access.ParseFile(r); err != nil {
+		if hashes, ignored, err = access.ParseFile(r, 0); err != nil {
 			return fmt.Errorf("access import: %s: %w", file, err)
 		}
 		for _, hash := range hashes {

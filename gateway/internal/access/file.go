@@ -20,48 +20,18 @@ const (
 	maxHashes = 10_000_000
 )
 
-const hashDigits = 2 * len(swarm.InfoHash{})
-
-// Words of the list, as commands and answers use them.
-const (
-	wordDeny   = "deny"
-	wordAllow  = "allow"
-	wordRemove = "remove"
-)
-
-// Word is what makes the list say l.
-func Word(l swarm.Listing) string {
-	return [...]string{swarm.Unlisted: wordRemove, swarm.Denied: wordDeny, swarm.Allowed: wordAllow}[l]
-}
-
-// ParseWord is the reverse of Word.
-func ParseWord(word string) (l swarm.Listing, ok bool) {
-	for _, l := range []swarm.Listing{swarm.Unlisted, swarm.Denied, swarm.Allowed} {
-		if Word(l) == word {
-			return l, true
-		}
-	}
-	return 0, false
-}
-
-// ParseHash reads the 40 hexadecimal digits of an info hash.
-func ParseHash(text string) (hash swarm.InfoHash, err error) {
-	if len(text) == hashDigits {
-		if _, err := hex.Decode(hash[:], []byte(text)); err == nil {
-			return hash, nil
-		}
-	}
-	return swarm.InfoHash{}, fmt.Errorf("%.80q is no info hash of 40 hexadecimal digits", text)
-}
-
 // ParseFile reads a file in opentracker's format: a line that begins with 40 hexadecimal
 // digits, and no further one, is an info hash; any other is ignored, and counted unless it is empty or
 // begins with #. The hashes come sorted, each once. It fails on what has lines and no info hash, and on
-// what is out of bounds.
-func ParseFile(r io.Reader) (hashes []swarm.InfoHash, ignored int, err error) {
+// what is out of bounds. For a file of size bytes room is made once.
+func ParseFile(r io.Reader, size int64) (hashes []swarm.InfoHash, ignored int, err error) {
+	return parse(r, size, maxFile, maxHashes)
+}
+
+func parse(r io.Reader, size, maxFile int64, maxHashes int) (hashes []swarm.InfoHash, ignored int, err error) {
 	limited := &io.LimitedReader{R: r, N: maxFile + 1}
 	lines := bufio.NewReader(limited)
-	hashes = []swarm.InfoHash{}
+	hashes = make([]swarm.InfoHash, 0, min(int(size)/(hashDigits+len("\n")), maxHashes)+1)
 	for err == nil {
 		var line []byte
 		line, err = lines.ReadSlice('\n')
@@ -163,7 +133,7 @@ func (f *file) load(log *slog.Logger) error {
 	}
 	defer r.Close()
 	f.read = info
-	hashes, ignored, err := ParseFile(r)
+	hashes, ignored, err := ParseFile(r, info.Size())
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.path, err)
 	}

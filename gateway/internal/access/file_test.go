@@ -3,7 +3,6 @@ package access
 import (
 	"bytes"
 	"encoding/hex"
-	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -39,7 +38,7 @@ func TestLinesOfAFile(t *testing.T) {
 		"a hash at a buffer's end":  {strings.Repeat("#"+strings.Repeat("-", 62)+"\n", 63) + "#" + strings.Repeat("-", 62) + "\n" + one, []swarm.InfoHash{hash1}, 0},
 		"zeros":                     {strings.Repeat("0", 40), []swarm.InfoHash{{}}, 0},
 	} {
-		hashes, ignored, err := ParseFile(strings.NewReader(test.text))
+		hashes, ignored, err := ParseFile(strings.NewReader(test.text), int64(len(test.text)))
 		if err != nil || !slices.Equal(hashes, test.hashes) || ignored != test.ignored {
 			t.Errorf("%s: %x, %d ignored, %v", name, hashes, ignored, err)
 		}
@@ -49,36 +48,22 @@ func TestLinesOfAFile(t *testing.T) {
 	}
 }
 
-// endless repeats a line.
-type endless struct {
-	line string
-	at   int
-}
-
-func (e *endless) Read(p []byte) (int, error) {
-	for i := range p {
-		p[i] = e.line[e.at]
-		e.at = (e.at + 1) % len(e.line)
-	}
-	return len(p), nil
-}
-
 func TestWrongFiles(t *testing.T) {
-	for name, test := range map[string]struct {
-		r    io.Reader
-		want string
-	}{
-		"garbage":        {strings.NewReader("a\nb\n"), "none of its 2 lines"},
-		"binary":         {bytes.NewReader(make([]byte, 1<<16)), "none of its 1 lines"},
-		"many hashes":    {&endless{line: Line(hash1) + "\n"}, "more than 10000000 info hashes"},
-		"an endless one": {&endless{line: strings.Repeat("#", 1<<12) + "\n"}, "bytes"},
+	line := Line(hash1) + "\n"
+	for name, test := range map[string]struct{ text, want string }{
+		"garbage":         {"a\nb\n", "none of its 2 lines"},
+		"binary":          {strings.Repeat("\x00", 1<<16), "none of its 1 lines"},
+		"too many hashes": {strings.Repeat(line, 11), "more than 10 info hashes"},
+		"too many bytes":  {line + strings.Repeat("#\n", 1<<16), "more than 100000 bytes"},
+		"one long line":   {line + strings.Repeat("#", 1<<17), "more than 100000 bytes"},
 	} {
-		if testing.Short() && strings.Contains(name, "an") {
-			continue
-		}
-		if hashes, _, err := ParseFile(test.r); err == nil || !strings.Contains(err.Error(), test.want) {
+		if hashes, _, err := parse(strings.NewReader(test.text), 0, 100_000, 10); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %d hashes, %v", name, len(hashes), err)
 		}
+	}
+	exact := strings.Repeat(line, 10) + strings.Repeat("#", 100_000-10*len(line))
+	if hashes, _, err := parse(strings.NewReader(exact), int64(len(exact)), 100_000, 10); err != nil || len(hashes) != 1 {
+		t.Errorf("a file as large as may be: %d hashes, %v", len(hashes), err)
 	}
 }
 
@@ -87,7 +72,7 @@ func FuzzParseFile(f *testing.F) {
 	f.Add([]byte(Line(hash1) + "0\n" + Line(hash2)[1:]))
 	f.Add(bytes.Repeat([]byte("\n0123456789abcdefABCDEF0123456789ABCDEF012 "), 200))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		hashes, ignored, err := ParseFile(bytes.NewReader(text))
+		hashes, ignored, err := ParseFile(bytes.NewReader(text), 0)
 		// The same, said plainly.
 		var want []swarm.InfoHash
 		wrong := 0
