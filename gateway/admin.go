@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// admin is the listener for operators: health, readiness, metrics, profiling.
+// admin is the listener for operators: health, readiness, metrics, profiling, the access list.
 type admin struct {
 	listener net.Listener
 	server   *http.Server
@@ -24,7 +24,7 @@ type admin struct {
 
 // newAdmin answers on the first of the addresses that is free, and writes it to
 // file, if any. ready says why the gateway shall get no requests, or nil.
-func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready func(context.Context) error) (*admin, error) {
+func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready func(context.Context) error, accessAPI http.Handler) (*admin, error) {
 	var listener net.Listener
 	var errs []error
 	for _, addr := range addrs {
@@ -57,6 +57,8 @@ func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready f
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("/access", accessAPI)
+	mux.Handle("/access/", accessAPI)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	// Without pprof.Cmdline: a command line may hold a password.
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

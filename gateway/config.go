@@ -16,7 +16,9 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"swarmgate/gateway/internal/access"
 	"swarmgate/gateway/internal/tracker"
+	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy"
 )
 
@@ -29,6 +31,10 @@ type Config struct {
 	RedirectURL string
 	Admin       string
 	AdminFile   string
+	AdminToken  string
+
+	Access     swarm.Listing // what counts: Denied or Allowed
+	AccessFile string
 
 	Redis           []string
 	WaitReplicas    int
@@ -57,7 +63,8 @@ type Config struct {
 
 	Log slog.Handler
 
-	ImportFile string // of the import command
+	AccessCommand accessCommand // of the access command
+	ImportFile    string        // of the import command
 }
 
 // The commands of the command line.
@@ -65,6 +72,7 @@ const (
 	commandRun    = "run"
 	commandHealth = "health"
 	commandImport = "import" // statedump FILE
+	commandAccess = "access"
 )
 
 // errHelp says that help was asked for and printed.
@@ -84,6 +92,9 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringVar(&c.RedirectURL, "redirect-url", "", "`URL` that a browser which asks for / is sent to")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
+	fs.StringVar(&c.AdminToken, "admin-token", "", "`TEXT` of 16 characters or more that changes of the access list through --admin need; better given as SWARMGATE_ADMIN_TOKEN")
+	mode := fs.String("access", "deny", "`MODE`: deny serves all swarms but the denied, allow none but the allowed; the same on all gateways")
+	fs.StringVar(&c.AccessFile, "access-file", "", "`FILE` of info hashes, 40 hexadecimal digits a line, that --access counts; read again on SIGHUP and when it changes")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
@@ -137,8 +148,17 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 		command = commandHealth
 	case len(rest) == 3 && rest[0] == commandImport && rest[1] == "statedump":
 		command, c.ImportFile = commandImport, rest[2]
+	case len(rest) > 0 && rest[0] == commandAccess:
+		command = commandAccess
+		if c.AccessCommand, err = parseAccessCommand(rest[1:]); err != nil {
+			return "", nil, err
+		}
 	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (there are %q and %q)", strings.Join(rest, " "), commandHealth, commandImport+" statedump FILE")
+		return "", nil, fmt.Errorf("unknown command %q (there are %q, %q and %q)", strings.Join(rest, " "), commandHealth, commandAccess, commandImport+" statedump FILE")
+	}
+	var ok bool
+	if c.Access, ok = access.ParseWord(*mode); !ok || c.Access == swarm.Unlisted {
+		return "", nil, fmt.Errorf("--access: %q is none of deny, allow", *mode)
 	}
 	for _, l := range []struct {
 		flag  string
@@ -179,9 +199,16 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
 
   gateway [flags]         answer announces and scrapes
   gateway health [flags]  exit with 0 if the gateway with these flags is up
+  gateway access deny|allow|remove HASH... [flags]
+                          list info hashes as denied or allowed, or not at all
+  gateway access import FILE [flags]
+                          list those in FILE as what --access counts
+  gateway access list [flags]
+                          print what is listed
   gateway import statedump FILE --redis URL
                           take over the downloads that opentracker counted; - is stdin
 
+The access commands change the list in --redis; without, that of the gateway at --admin.
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.
 
 %s`, fs.FlagUsages())
@@ -302,8 +329,10 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if c.SharePort && !canSharePort {
 		return errors.New("--share-port: only Linux spreads clients over processes")
 	}
-	if c.Secret != "" && len(c.Secret) < 16 {
-		return errors.New("--secret: shorter than 16 characters")
+	for _, s := range []struct{ flag, value string }{{"secret", c.Secret}, {"admin-token", c.AdminToken}} {
+		if s.value != "" && len(s.value) < 16 {
+			return fmt.Errorf("--%s: shorter than 16 characters", s.flag)
+		}
 	}
 	return nil
 }

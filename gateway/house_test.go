@@ -15,6 +15,7 @@ var house = map[string][]string{
 	"swarmgate/swarmstore/embedded":      {miniredis},
 	"swarmgate/udpproxy/bep15":           {"swarmgate/swarmstore/swarm"},
 	"swarmgate/udpproxy":                 {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
+	"swarmgate/gateway/internal/access":  {"swarmgate/swarmstore/swarm"},
 	"swarmgate/gateway/internal/tracker": {"swarmgate/swarmstore/swarm"},
 	"swarmgate/gateway/internal/stats":   {"swarmgate/swarmstore/swarm"},
 	"swarmgate/gateway/internal/httpapi": {"swarmgate/swarmstore/swarm", fiber},

@@ -46,6 +46,8 @@ func start(ctx context.Context, args []string, lookupEnv func(string) (string, b
 		err = health(ctx, config)
 	case commandImport:
 		err = importStatedump(ctx, config, os.Stdin, stderr)
+	case commandAccess:
+		err = changeAccess(ctx, config, stdout, stderr)
 	default:
 		err = run(ctx, config, stdout, nil)
 	}

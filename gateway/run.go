@@ -10,15 +10,19 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"swarmgate/gateway/internal/access"
 	"swarmgate/gateway/internal/httpapi"
 	"swarmgate/gateway/internal/stats"
 	"swarmgate/gateway/internal/tracker"
@@ -38,7 +42,11 @@ type misuseError struct{ error }
 
 func (e *misuseError) Unwrap() error { return e.error }
 
-var errDraining = errors.New("draining")
+// Why a gateway is not ready.
+var (
+	errDraining     = errors.New("draining")
+	errNoAccessList = errors.New("the access list is not known yet")
+)
 
 // gateway is all that runs.
 type gateway struct {
@@ -49,6 +57,7 @@ type gateway struct {
 
 	memory    *embedded.Server // nil when Redis has the swarms
 	store     *swarmstore.Store
+	access    *access.List
 	completed *completedEvents // nil when they are off
 	fleet     *stats.Fleet     // nil when statistics are off
 	ids       *udpproxy.ConnectionIDs
@@ -132,7 +141,14 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 	if errors.Is(err, swarmstore.ErrURL) {
 		return &misuseError{fmt.Errorf("--redis: %w", err)}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	g.access, err = access.New(access.Options{Store: g.store, Mode: g.Access, File: g.AccessFile, Log: g.log})
+	if err != nil {
+		return &misuseError{fmt.Errorf("--access-file: %w", err)}
+	}
+	return nil
 }
 
 // downloaded is told of each download that the store counts.
@@ -164,7 +180,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 	}
 	rules := g.policy()
 	rules.Decoys = g.decoys
-	policy := tracker.New(g.store, rules)
+	policy := tracker.New(g.store, g.access, rules)
 	if !g.Stats.off {
 		g.fleet = stats.NewFleet(stats.Options{
 			Store:    g.store,
@@ -222,7 +238,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
-		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready); err != nil {
+		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready, newAccessAPI(g.store, g.AdminToken, g.log)); err != nil {
 			return err
 		}
 	}
@@ -233,6 +249,9 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 func (g *gateway) ready(ctx context.Context) error {
 	if g.draining.Load() {
 		return errDraining
+	}
+	if !g.access.Known() {
+		return errNoAccessList
 	}
 	return g.store.Ping(ctx)
 }
@@ -252,6 +271,15 @@ func (g *gateway) keep(ctx context.Context) {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
 	}
+	g.access.Refresh(ctx, false) // before the first announce
+	reread := make(chan os.Signal, 1)
+	if g.AccessFile != "" {
+		signal.Notify(reread, syscall.SIGHUP)
+	}
+	g.background.Go(func() {
+		defer signal.Stop(reread)
+		repeat(ctx, access.Every, func() { g.access.Refresh(ctx, received(reread)) })
+	})
 	if g.completed != nil {
 		g.background.Go(func() { g.completed.run(ctx) })
 	}
@@ -303,6 +331,16 @@ func newSecret(text, purpose string) (secret [16]byte) {
 	}
 	sum := sha256.Sum256([]byte(purpose + text))
 	return [16]byte(sum[:])
+}
+
+// received tells whether a signal came.
+func received(signals <-chan os.Signal) bool {
+	select {
+	case <-signals:
+		return true
+	default:
+		return false
+	}
 }
 
 // repeat calls f each interval until ctx ends.

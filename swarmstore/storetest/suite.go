@@ -503,6 +503,9 @@ var suite = []struct {
 			t.Errorf("secrets are %v and %v", mine, theirs)
 		}
 	}},
+	{"the access list says what it was told last", lastWordOnAccess},
+	{"a file's word on access replaces its word before", fileOnAccess},
+	{"changes of the access list at the same time are all kept", manyChangeAccess},
 }
 
 func wantCounts(t *testing.T, got, want swarm.Counts) {

@@ -95,6 +95,8 @@ type Counts struct {
 	Leechers     int // that want more; without the partial seeds
 	PartialSeeds int
 	Downloads    int // completed ones, ever
+
+	Denied bool // the access list does not permit the swarm: the numbers are zeros
 }
 
 // Incomplete counts the peers that lack something (BEP 3's incomplete).
@@ -123,6 +125,7 @@ var (
 	ErrUnavailable = errors.New("store is away")
 	ErrBusy        = errors.New("store is overloaded")
 	ErrFull        = errors.New("store takes no new swarms")
+	ErrDenied      = errors.New("the access list does not permit the swarm")
 )
 
 // Reason is the text that a client sees for err. It is fixed; details go to the log.
@@ -134,6 +137,8 @@ func Reason(err error) string {
 		return "The tracker is overloaded, please try again later."
 	case errors.Is(err, ErrFull):
 		return "The tracker is full, it takes nothing new just now. Please try again later."
+	case errors.Is(err, ErrDenied):
+		return "Requested download is not authorized for use with this tracker."
 	default:
 		return "The tracker made a mistake, please try again later."
 	}

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strconv"
 	"time"
@@ -62,6 +63,9 @@ func (r *scrape) appendAnswer(b []byte) []byte {
 	}
 	b = append(b, "d5:filesd"...)
 	for i := range r.Hashes {
+		if r.Counts[i].Denied {
+			continue
+		}
 		b = append(b, "20:"...)
 		b = append(b, r.Hashes[i][:]...)
 		b = append(b, 'd')
@@ -81,14 +85,18 @@ func appendFailure(b []byte, reason string) []byte {
 	return append(b, 'e')
 }
 
-// appendRetry appends a failure that passes: when to come back is said in the two
-// ways that clients read, in minutes (BEP 31) and in seconds.
+// appendRetry appends a failure with when to come back, in the two ways that clients read: in
+// minutes, or never (BEP 31), and in seconds.
 func appendRetry(b []byte, err error, wait time.Duration) []byte {
 	b = append(b, 'd')
 	b = appendString(b, "failure reason")
 	b = appendString(b, swarm.Reason(err))
 	b = appendInt(b, "interval", seconds(wait))
-	b = appendInt(b, "retry in", int((wait+time.Minute-1)/time.Minute))
+	if errors.Is(err, swarm.ErrDenied) {
+		b = appendString(appendString(b, "retry in"), "never")
+	} else {
+		b = appendInt(b, "retry in", int((wait+time.Minute-1)/time.Minute))
+	}
 	return append(b, 'e')
 }
 

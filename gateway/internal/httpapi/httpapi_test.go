@@ -191,6 +191,18 @@ func TestAnswers(t *testing.T) {
 	if _, body := get(t, addr, "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"); body != fmt.Sprintf("d14:failure reason%d:%se", len(reason), reason) {
 		t.Errorf("scrape without a store: %q", body)
 	}
+
+	tracker = &fakeTracker{err: swarm.ErrDenied, answer: swarm.Answer{Interval: 1800 * time.Second}}
+	_, addr, _ = serve(t, tracker, 100)
+	const denied = "d14:failure reason63:Requested download is not authorized for use with this tracker.8:intervali1800e8:retry in5:nevere"
+	if status, body := get(t, addr, asked); status != 200 || body != denied {
+		t.Errorf("a denied swarm: %d %q", status, body)
+	}
+	tracker = &fakeTracker{counts: swarm.Counts{Denied: true}}
+	_, addr, _ = serve(t, tracker, 100)
+	if _, body := get(t, addr, "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"); body != "d5:filesdee" {
+		t.Errorf("scrape of a denied swarm: %q", body)
+	}
 }
 
 // parse reads the query of an announce as the server does.

@@ -68,12 +68,13 @@ type Outcomes struct {
 	Unavailable uint64 `json:"unavailable"`
 	Busy        uint64 `json:"busy"`
 	Full        uint64 `json:"full"`
+	Denied      uint64 `json:"denied"`
 	Failed      uint64 `json:"error"`
 }
 
 // ByResult names the counts as they are named in JSON.
 func (o *Outcomes) ByResult() map[string]uint64 {
-	return map[string]uint64{"ok": o.OK, "unavailable": o.Unavailable, "busy": o.Busy, "full": o.Full, "error": o.Failed}
+	return map[string]uint64{"ok": o.OK, "unavailable": o.Unavailable, "busy": o.Busy, "full": o.Full, "denied": o.Denied, "error": o.Failed}
 }
 
 func (o *Outcomes) of(err error) *uint64 {
@@ -86,6 +87,8 @@ func (o *Outcomes) of(err error) *uint64 {
 		return &o.Busy
 	case errors.Is(err, swarm.ErrFull):
 		return &o.Full
+	case errors.Is(err, swarm.ErrDenied):
+		return &o.Denied
 	default:
 		return &o.Failed
 	}

@@ -28,7 +28,7 @@ func known() *Report {
 	r.Swarms.Time, r.Swarms.Took, r.Swarms.Replicated = 1_799_999_990, 1.5, 123456
 	c := &r.Counts
 	c.HTTP.Received = Families{73001, 7301}
-	c.HTTP.Announces.IPv4 = Outcomes{14600, 1, 2, 3, 4}
+	c.HTTP.Announces.IPv4 = Outcomes{OK: 14600, Unavailable: 1, Busy: 2, Full: 3, Failed: 4}
 	c.HTTP.Announces.IPv6 = Outcomes{OK: 7300}
 	c.HTTP.Scrapes = Outcomes{OK: 7311, Busy: 5}
 	c.UDP.Received = Families{146000, 21900}

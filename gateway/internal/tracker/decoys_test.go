@@ -66,7 +66,7 @@ func gatewayOf(c *crowd, share float64, prefixes ...netip.Prefix) *Front {
 	p := policy
 	p.Decoys = NewDecoys(share, prefixes)
 	p.Decoys.SetKey([16]byte{7})
-	return New(&fakeStore{view: c.view}, p).Front(&fakeMetrics{})
+	return New(&fakeStore{view: c.view}, denying{}, p).Front(&fakeMetrics{})
 }
 
 func ask(f *Front, at time.Time, a swarm.Announce) *swarm.Announce {
@@ -146,14 +146,31 @@ func TestAnEmptySwarmHasNoDecoys(t *testing.T) {
 	}
 }
 
+func TestDeniedSwarmsAreInNoScan(t *testing.T) {
+	view := newCrowd(10, 0, 10).view
+	for want, access := range []Access{denying{decoyHash: true}, denying{}} {
+		seen := 0
+		f := New(&fakeStore{view: view}, access, policy)
+		if err := f.Scan(t.Context(), nil, func(part []swarm.Entry) error {
+			seen += len(part)
+			return nil
+		}); err != nil || seen != want {
+			t.Errorf("%d swarms are seen, want %d: %v", seen, want, err)
+		}
+	}
+	if err := New(&fakeStore{view: view}, denying(nil), policy).Scan(t.Context(), nil, func([]swarm.Entry) error { return nil }); err != swarm.ErrUnavailable {
+		t.Errorf("before the list is known a scan ends with %v", err)
+	}
+}
+
 func TestNoDecoysBeforeTheKeyIsKnown(t *testing.T) {
 	p := policy
 	p.Decoys = NewDecoys(0.2, nil)
-	f := New(&fakeStore{view: newCrowd(10, 0, 10).view}, p).Front(&fakeMetrics{})
+	f := New(&fakeStore{view: newCrowd(10, 0, 10).view}, denying{}, p).Front(&fakeMetrics{})
 	if a := ask(f, decoyTime, leecher); a.Err != swarm.ErrUnavailable || len(a.Peers4) > 0 {
 		t.Errorf("answered with %d bytes of peers and %v", len(a.Peers4), a.Err)
 	}
-	f.Scrape(decoyTime, &swarm.Scrape{}, func(s *swarm.Scrape) {
+	f.Scrape(decoyTime, &swarm.Scrape{Hashes: []swarm.InfoHash{decoyHash}, Counts: make([]swarm.Counts, 1)}, func(s *swarm.Scrape) {
 		if s.Err != swarm.ErrUnavailable {
 			t.Errorf("the scrape ends with %v", s.Err)
 		}
@@ -487,7 +504,7 @@ func TestDecoysAllocateNothing(t *testing.T) {
 
 func BenchmarkAnnounceWithDecoys(b *testing.B) {
 	for name, f := range map[string]*Front{
-		"without": New(&fakeStore{view: newCrowd(100, 0, 100).view}, policy).Front(&fakeMetrics{}),
+		"without": New(&fakeStore{view: newCrowd(100, 0, 100).view}, denying{}, policy).Front(&fakeMetrics{}),
 		"with":    gatewayOf(newCrowd(100, 0, 100), MaxDecoys),
 	} {
 		b.Run(name, func(b *testing.B) {

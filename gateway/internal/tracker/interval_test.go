@@ -71,7 +71,7 @@ func TestLoadIsSmoothed(t *testing.T) {
 func TestAnnouncesOfLargeSwarmsComeLater(t *testing.T) {
 	v := swarm.NewView(swarm.Part{More: [swarm.Classes]int{0, 0, 1_000_000}}, 0)
 	p := Policy{Interval: 1000 * time.Second, MinInterval: 500 * time.Second, IntervalMax: 2000 * time.Second}
-	f := New(&fakeStore{view: v}, p).Front(&fakeMetrics{})
+	f := New(&fakeStore{view: v}, denying{}, p).Front(&fakeMetrics{})
 	for range 100 {
 		a := &swarm.Announce{Peer: peer4(1)}
 		f.Announce(time.Now(), []*swarm.Announce{a}, func([]*swarm.Announce) {})

@@ -1,13 +1,14 @@
-// Package tracker is the policy that both front ends share: which peers an asker
-// is handed, how many, and when it shall come back. It knows neither protocols
+// Package tracker is the policy that both front ends share: which swarms are served, which peers an
+// asker is handed, how many, and when it shall come back. It knows neither protocols
 // nor Redis.
 //
-//	t := tracker.New(store, tracker.Policy{Interval: 30 * time.Minute, ...})
+//	t := tracker.New(store, list, tracker.Policy{Interval: 30 * time.Minute, ...})
 //	udp := t.Front(metrics.Front("udp")) // what a front end is given
 package tracker
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,12 @@ type Store interface {
 	Announce(now time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce))
 	Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape))
 	Scan(ctx context.Context, now func() time.Time, yield func([]swarm.Entry) error) error
+}
+
+// Access decides which swarms are served: Check is nil, swarm.ErrDenied, or while that is not
+// known swarm.ErrUnavailable.
+type Access interface {
+	Check(hash swarm.InfoHash) error
 }
 
 // Policy is what an operator decides.
@@ -62,12 +69,15 @@ type Metrics interface {
 // Tracker applies a policy to a store.
 type Tracker struct {
 	store  Store
+	access Access
 	policy Policy
 	load   load
 }
 
 // New returns a tracker.
-func New(store Store, policy Policy) *Tracker { return &Tracker{store: store, policy: policy} }
+func New(store Store, access Access, policy Policy) *Tracker {
+	return &Tracker{store: store, access: access, policy: policy}
+}
 
 // Front is the tracker as one front end has it.
 type Front struct {
@@ -95,6 +105,8 @@ type pending struct {
 	left   atomic.Int64
 	hand   func([]*swarm.Announce)
 	answer func([]*swarm.Announce) // p.answered, bound once
+
+	served, refused []*swarm.Announce // of a batch that is not served whole
 }
 
 // Announce answers a batch. Each announce comes back once through answered,
@@ -108,11 +120,42 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 	p := f.pending.Get().(*pending)
 	p.now, p.start, p.hand = now, time.Now(), answered
 	p.left.Store(int64(len(batch)))
-	f.store.Announce(now, batch, p.answer)
+	if !p.sift(batch) {
+		f.store.Announce(now, batch, p.answer)
+		return
+	}
+	p.left.Add(1) // until its own slices are in use no more
+	p.answered(p.refused)
+	if len(p.served) > 0 {
+		f.store.Announce(now, p.served, p.answer)
+	}
+	clear(p.served)
+	clear(p.refused)
+	p.served, p.refused = p.served[:0], p.refused[:0]
+	p.release(1)
+}
+
+// sift tells whether some of a batch is not served. Then p.refused has that, and p.served the
+// rest.
+func (p *pending) sift(batch []*swarm.Announce) bool {
+	for i, a := range batch {
+		err := p.front.check(a.InfoHash)
+		switch {
+		case err != nil:
+			if len(p.refused) == 0 {
+				p.served = append(p.served, batch[:i]...)
+			}
+			a.View, a.Err = nil, err
+			p.refused = append(p.refused, a)
+		case len(p.refused) > 0:
+			p.served = append(p.served, a)
+		}
+	}
+	return len(p.refused) > 0
 }
 
 func (p *pending) answered(part []*swarm.Announce) {
-	f, hand, took := p.front, p.hand, time.Since(p.start)
+	f, took, n := p.front, time.Since(p.start), len(part)
 	var load time.Duration
 	if f.policy.IntervalMax > 0 {
 		load = f.load.add(p.start.Add(took), took)
@@ -121,23 +164,27 @@ func (p *pending) answered(part []*swarm.Announce) {
 		f.answer(a, p.now, load)
 	}
 	f.metrics.Announced(part, took)
-	last := p.left.Add(-int64(len(part))) == 0
-	hand(part)
-	if last {
+	p.hand(part)
+	p.release(n)
+}
+
+// release lets go of p when n more of its batch, the last ones, are answered.
+func (p *pending) release(n int) {
+	if p.left.Add(-int64(n)) == 0 {
 		p.hand = nil
-		f.pending.Put(p)
+		p.front.pending.Put(p)
 	}
 }
 
 // answer fills in the answer from the view that the store found. load is what announces take.
 func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 	a.Peers4, a.Peers6 = a.Peers4[:0], a.Peers6[:0]
-	decoys := f.policy.Decoys
-	if a.Err == nil && !decoys.ready() {
-		a.Err = swarm.ErrUnavailable
-	}
 	if a.Err != nil {
-		a.Interval = jittered(min(retryInterval, f.policy.Interval))
+		wait := min(retryInterval, f.policy.Interval)
+		if errors.Is(a.Err, swarm.ErrDenied) { // which lasts
+			wait = f.policy.Interval
+		}
+		a.Interval = jittered(wait)
 		return
 	}
 	a.Counts = f.Counts(a.InfoHash, a.View.Counts())
@@ -151,7 +198,7 @@ func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 		return
 	}
 	want := a.NumWant
-	if decoys != nil {
+	if decoys := f.policy.Decoys; decoys != nil {
 		decoys.hand(a, now, want)
 		return
 	}
@@ -204,16 +251,31 @@ func share4(have4, have6, want int) int {
 	return min(n4, want-min(want/4, have6))
 }
 
-// Scan hands on every swarm, as the store's does, with the counts that clients are told.
+// check says why a swarm is not served, if it is not.
+func (t *Tracker) check(hash swarm.InfoHash) error {
+	if !t.policy.Decoys.ready() {
+		return swarm.ErrUnavailable
+	}
+	return t.access.Check(hash)
+}
+
+// Scan hands on every swarm that is served, as the store's does, with the counts that clients are told.
 func (t *Tracker) Scan(ctx context.Context, now func() time.Time, yield func([]swarm.Entry) error) error {
 	return t.store.Scan(ctx, now, func(part []swarm.Entry) error {
-		if !t.policy.Decoys.ready() {
-			return swarm.ErrUnavailable
+		served := part[:0]
+		for _, e := range part {
+			switch err := t.check(e.InfoHash); {
+			case err == nil:
+				e.Counts = t.Counts(e.InfoHash, e.Counts)
+				served = append(served, e)
+			case !errors.Is(err, swarm.ErrDenied):
+				return err
+			}
 		}
-		for i := range part {
-			part[i].Counts = t.Counts(part[i].InfoHash, part[i].Counts)
+		if len(served) == 0 {
+			return nil
 		}
-		return yield(part)
+		return yield(served)
 	})
 }
 
@@ -221,12 +283,14 @@ func (t *Tracker) Scan(ctx context.Context, now func() time.Time, yield func([]s
 func (f *Front) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
 	start := time.Now()
 	f.store.Scrape(now, scrape, func(s *swarm.Scrape) {
-		if s.Err == nil && !f.policy.Decoys.ready() {
-			s.Err = swarm.ErrUnavailable
-		}
-		if s.Err == nil {
-			for i, hash := range s.Hashes {
-				s.Counts[i] = f.Counts(hash, s.Counts[i])
+		for i := 0; i < len(s.Hashes) && s.Err == nil; i++ {
+			switch err := f.check(s.Hashes[i]); {
+			case errors.Is(err, swarm.ErrDenied):
+				s.Counts[i] = swarm.Counts{Denied: true}
+			case err != nil:
+				s.Err = err
+			default:
+				s.Counts[i] = f.Counts(s.Hashes[i], s.Counts[i])
 			}
 		}
 		f.metrics.Scraped(s.Err, time.Since(start))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,12 +15,17 @@ import (
 
 // fakeStore answers from one view, in parts of one announce.
 type fakeStore struct {
-	view *swarm.View
-	err  error
+	view  *swarm.View
+	err   error
+	asked map[swarm.InfoHash]int // announces
 }
 
 func (s *fakeStore) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	if s.asked == nil {
+		s.asked = map[swarm.InfoHash]int{}
+	}
 	for i, a := range batch {
+		s.asked[a.InfoHash]++
 		a.View, a.Err = s.view, s.err
 		answered(batch[i : i+1])
 	}
@@ -26,6 +33,10 @@ func (s *fakeStore) Announce(_ time.Time, batch []*swarm.Announce, answered func
 
 func (s *fakeStore) Scrape(_ time.Time, scrape *swarm.Scrape, answered func(*swarm.Scrape)) {
 	scrape.Err = s.err
+	scrape.Counts = scrape.Counts[:0]
+	for range scrape.Hashes {
+		scrape.Counts = append(scrape.Counts, s.view.Counts())
+	}
 	answered(scrape)
 }
 
@@ -34,6 +45,19 @@ func (s *fakeStore) Scan(_ context.Context, _ func() time.Time, yield func([]swa
 		return s.err
 	}
 	return yield([]swarm.Entry{{InfoHash: decoyHash, Counts: s.view.Counts()}})
+}
+
+// denying denies some swarms, and knows nothing when it is nil.
+type denying map[swarm.InfoHash]bool
+
+func (d denying) Check(hash swarm.InfoHash) error {
+	switch {
+	case d == nil:
+		return swarm.ErrUnavailable
+	case d[hash]:
+		return swarm.ErrDenied
+	}
+	return nil
 }
 
 type fakeMetrics struct {
@@ -76,7 +100,7 @@ func viewOf(leechers4, leechers6, seeders4 int) *swarm.View {
 }
 
 func announce(v *swarm.View, a *swarm.Announce) *swarm.Announce {
-	New(&fakeStore{view: v}, policy).Front(&fakeMetrics{}).
+	New(&fakeStore{view: v}, denying{}, policy).Front(&fakeMetrics{}).
 		Announce(time.Now(), []*swarm.Announce{a}, func([]*swarm.Announce) {})
 	return a
 }
@@ -146,7 +170,7 @@ func TestNobodyIsToldToComeBackAtOnce(t *testing.T) {
 
 func TestErrorsPassAndAreCounted(t *testing.T) {
 	metrics := &fakeMetrics{}
-	f := New(&fakeStore{err: swarm.ErrBusy}, policy).Front(metrics)
+	f := New(&fakeStore{err: swarm.ErrBusy}, denying{}, policy).Front(metrics)
 	a := &swarm.Announce{Peer: peer4(1)}
 	a.Peers4 = []byte("left from before")
 	f.Announce(time.Now(), []*swarm.Announce{a, {Peer: peer4(2)}}, func([]*swarm.Announce) {})
@@ -164,10 +188,138 @@ func TestErrorsPassAndAreCounted(t *testing.T) {
 }
 
 func TestAnAnnounceAllocatesNothing(t *testing.T) {
-	f := New(&fakeStore{view: viewOf(100, 100, 0)}, policy).Front(&fakeMetrics{})
+	f := New(&fakeStore{view: viewOf(100, 100, 0)}, denying{}, policy).Front(&fakeMetrics{})
 	batch := []*swarm.Announce{{Peer: peer4(1), Left: 1, NumWant: 50, Both: true}}
 	answered := func([]*swarm.Announce) {}
 	now := time.Now()
 	f.Announce(now, batch, answered)
 	storetest.Allocs(t, 0, func() { f.Announce(now, batch, answered) })
 }
+
+// A batch of served and denied swarms comes back whole, and the store is asked for what is served.
+func TestDeniedSwarmsAreNotServed(t *testing.T) {
+	served, denied := swarm.InfoHash{1}, swarm.InfoHash{2}
+	const n = 8
+	for mask := range 1 << n {
+		store := &fakeStore{view: viewOf(3, 0, 0)}
+		metrics := &fakeMetrics{}
+		f := New(store, denying{denied: true}, policy).Front(metrics)
+		var batch []*swarm.Announce
+		want := 0
+		for i := range n {
+			a := &swarm.Announce{InfoHash: served, Peer: peer4(i), Left: 1, NumWant: 50}
+			if mask>>i&1 == 1 {
+				a.InfoHash = denied
+				a.View, a.Peers4, a.Event = viewOf(1, 0, 0), []byte("left from before"), swarm.Stopped
+				want++
+			}
+			batch = append(batch, a)
+		}
+		for range 2 { // with what is kept from the first time
+			back := map[*swarm.Announce]int{}
+			f.Announce(time.Now(), batch, func(part []*swarm.Announce) {
+				for _, a := range part {
+					back[a]++
+				}
+			})
+			for i, a := range batch {
+				switch {
+				case back[a] != 1:
+					t.Fatalf("%b: announce %d came back %d times", mask, i, back[a])
+				case a.InfoHash == served && (a.Err != nil || len(a.Peers4) == 0):
+					t.Fatalf("%b: a served announce gets %v and %d bytes of peers", mask, a.Err, len(a.Peers4))
+				case a.InfoHash == denied && (!errors.Is(a.Err, swarm.ErrDenied) || len(a.Peers4) > 0 || a.View != nil):
+					t.Fatalf("%b: a denied announce gets %v and %d bytes of peers", mask, a.Err, len(a.Peers4))
+				case a.InfoHash == denied && a.Interval < 900*time.Second:
+					t.Fatalf("%b: a denied announce gets an interval of %v", mask, a.Interval)
+				}
+			}
+		}
+		if store.asked[denied] != 0 || store.asked[served] != 2*(n-want) || metrics.announced != 2*n || metrics.failed != 2*want {
+			t.Fatalf("%b: the store was asked %v, counted %+v", mask, store.asked, *metrics)
+		}
+	}
+}
+
+func TestNothingIsServedWhileAccessIsNotKnown(t *testing.T) {
+	store := &fakeStore{view: viewOf(3, 0, 0)}
+	f := New(store, denying(nil), policy).Front(&fakeMetrics{})
+	a, s := &swarm.Announce{Peer: peer4(1)}, &swarm.Scrape{Hashes: make([]swarm.InfoHash, 1)}
+	f.Announce(time.Now(), []*swarm.Announce{a}, func([]*swarm.Announce) {})
+	f.Scrape(time.Now(), s, func(*swarm.Scrape) {})
+	if !errors.Is(a.Err, swarm.ErrUnavailable) || !errors.Is(s.Err, swarm.ErrUnavailable) || len(store.asked) > 0 {
+		t.Errorf("announce: %v, scrape: %v, the store was asked %v", a.Err, s.Err, store.asked)
+	}
+	if a.Interval > retryInterval*11/10 {
+		t.Errorf("the interval is %v", a.Interval)
+	}
+}
+
+func TestDeniedSwarmsAreNotCounted(t *testing.T) {
+	served, denied := swarm.InfoHash{1}, swarm.InfoHash{2}
+	f := New(&fakeStore{view: viewOf(3, 0, 0)}, denying{denied: true}, policy).Front(&fakeMetrics{})
+	s := &swarm.Scrape{Hashes: []swarm.InfoHash{denied, served, denied}}
+	f.Scrape(time.Now(), s, func(*swarm.Scrape) {})
+	want := []swarm.Counts{{Denied: true}, {Leechers: 3}, {Denied: true}}
+	if s.Err != nil || !slices.Equal(s.Counts, want) {
+		t.Errorf("%v, %+v", s.Err, s.Counts)
+	}
+}
+
+func TestADeniedAnnounceAllocatesNothing(t *testing.T) {
+	f := New(&fakeStore{view: viewOf(100, 100, 0)}, denying{{2}: true}, policy).Front(&fakeMetrics{})
+	batch := []*swarm.Announce{{InfoHash: swarm.InfoHash{2}, Peer: peer4(1)}, {InfoHash: swarm.InfoHash{1}, Peer: peer4(2), Left: 1}}
+	answered := func([]*swarm.Announce) {}
+	now := time.Now()
+	f.Announce(now, batch, answered)
+	storetest.Allocs(t, 0, func() { f.Announce(now, batch, answered) })
+}
+
+// laterStore answers each announce from a goroutine of its own.
+type laterStore struct{ fakeStore }
+
+func (s *laterStore) Announce(_ time.Time, batch []*swarm.Announce, answered func([]*swarm.Announce)) {
+	for _, a := range batch {
+		go func() {
+			a.View, a.Err = s.view, nil
+			answered([]*swarm.Announce{a})
+		}()
+	}
+}
+
+// Batches that are served in part come back whole while the store still answers others.
+func TestManyBatchesAtOnce(t *testing.T) {
+	served, denied := swarm.InfoHash{1}, swarm.InfoHash{2}
+	f := New(&laterStore{fakeStore{view: viewOf(3, 0, 0)}}, denying{denied: true}, policy).Front(quiet{})
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for n := range 500 {
+				batch := make([]*swarm.Announce, 1+n%5)
+				var back sync.WaitGroup
+				back.Add(len(batch))
+				for i := range batch {
+					batch[i] = &swarm.Announce{InfoHash: served, Peer: peer4(i), Left: 1}
+					if (n>>i)&1 == 1 {
+						batch[i].InfoHash = denied
+					}
+				}
+				f.Announce(time.Now(), batch, func(part []*swarm.Announce) {
+					for _, a := range part {
+						if (a.InfoHash == denied) != errors.Is(a.Err, swarm.ErrDenied) {
+							t.Errorf("%x gets %v", a.InfoHash, a.Err)
+						}
+						back.Done() // which panics when one comes back twice
+					}
+				})
+				back.Wait()
+			}
+		})
+	}
+	group.Wait()
+}
+
+type quiet struct{}
+
+func (quiet) Announced([]*swarm.Announce, time.Duration) {}
+func (quiet) Scraped(error, time.Duration)   {}

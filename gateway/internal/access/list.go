@@ -1,0 +1,239 @@
+// Package access decides which swarms the tracker serves: all but the denied, or none but
+// the allowed. The list is the store's, the same for all gateways. Each holds in memory what counts
+// in its mode, and looks every moment what has changed.
+//
+//	list, err := access.New(access.Options{Store: store, Mode: swarm.Denied, File: "denied.txt", Log: log})
+//	list.Refresh(ctx, false) // again and again
+//	if list.Permits(hash) ...
+package access
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"math/bits"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// Every is how often Refresh wants to be called. What a file says is in force on all gateways
+// after three times that: to see that it changed, to see that it rests, and for the other
+// gateways.
+const Every = 400 * time.Millisecond
+
+// Store is where the list is kept.
+type Store interface {
+	// AccessVersion is another text after each change, and empty while there is no list;
+	// AccessVersions is the same for the info hashes that begin with each byte.
+	AccessVersion(ctx context.Context) (string, error)
+	AccessVersions(ctx context.Context) ([256]string, error)
+	// Access is what is listed under a first byte.
+	Access(ctx context.Context, first byte) ([]swarm.Listed, error)
+	// SetAccessFile replaces what the file said before. hashes is sorted.
+	SetAccessFile(ctx context.Context, listing swarm.Listing, hashes []swarm.InfoHash) error
+}
+
+// Options of a List.
+type Options struct {
+	Store Store
+	Mode  swarm.Listing // Denied: all but these are served; Allowed: none but these
+	File  string        // says what is listed, too; empty for none
+	Log   *slog.Logger
+}
+
+// List may be used by many goroutines, but one alone may call Refresh.
+type List struct {
+	opt   Options
+	table atomic.Pointer[table] // nil until the store's list was read
+
+	// Refresh's own.
+	file     *file // nil for none
+	version  string
+	versions [256]string
+	next     table // what the store holds, as far as it was read
+	failing  bool
+}
+
+// table is the listed info hashes by their first byte. What was published is not changed
+// any more.
+type table [256]*page
+
+// page is the info hashes that begin with one byte, sorted. An index by what follows leaves
+// one of them to compare with, on average.
+type page struct {
+	hashes []swarm.InfoHash
+	shift  uint     // of the next 32 bits, which leaves the place in starts
+	starts []uint32 // where those of each place begin, and the last ones end
+}
+
+// New returns a list that has to be refreshed before it permits anything. It fails when the
+// file cannot be read.
+func New(o Options) (*List, error) {
+	l := &List{opt: o}
+	if o.File == "" {
+		return l, nil
+	}
+	l.file = &file{path: o.File}
+	return l, l.file.load(o.Log)
+}
+
+// Check is nil when the swarm is served, swarm.ErrDenied when not, and
+// swarm.ErrUnavailable while the list is not known.
+func (l *List) Check(hash swarm.InfoHash) error {
+	t := l.table.Load()
+	if t == nil {
+		return swarm.ErrUnavailable
+	}
+	if t[hash[0]].has(hash) != (l.opt.Mode == swarm.Allowed) {
+		return swarm.ErrDenied
+	}
+	return nil
+}
+
+// Permits tells whether the swarm is served, and so may be shown.
+func (l *List) Permits(hash swarm.InfoHash) bool { return l.Check(hash) == nil }
+
+// Known tells whether the list was read.
+func (l *List) Known() bool { return l.table.Load() != nil }
+
+func (p *page) has(hash swarm.InfoHash) bool {
+	if p == nil {
+		return false
+	}
+	i := p.place(&hash)
+	_, found := slices.BinarySearchFunc(p.hashes[p.starts[i]:p.starts[i+1]], hash, compare)
+	return found
+}
+
+func (p *page) place(hash *swarm.InfoHash) int {
+	return int(binary.BigEndian.Uint32(hash[1:]) >> p.shift)
+}
+
+func (p *page) len() int {
+	if p == nil {
+		return 0
+	}
+	return len(p.hashes)
+}
+
+func compare(a, b swarm.InfoHash) int { return bytes.Compare(a[:], b[:]) }
+
+// newPage keeps hashes, or is nil for none.
+func newPage(hashes []swarm.InfoHash) *page {
+	if len(hashes) == 0 {
+		return nil
+	}
+	slices.SortFunc(hashes, compare)
+	places := bits.Len(uint(len(hashes) - 1))
+	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1)}
+	for i := range hashes {
+		p.starts[p.place(&hashes[i])+1]++
+	}
+	for i := range 1 << places {
+		p.starts[i+1] += p.starts[i]
+	}
+	return p
+}
+
+// errLost says that a Redis which had a list has none.
+var errLost = errors.New("the access list is gone from Redis")
+
+// Refresh brings to the store what the file says, if that is new, and to memory what the
+// store holds. reread reads the file even if it looks unchanged. What fails is logged, and tried
+// again by the next call; what the list said last stays in force.
+func (l *List) Refresh(ctx context.Context, reread bool) {
+	err := l.bring(ctx, reread)
+	if err == nil || l.Known() { // not before the file's own first word
+		err = errors.Join(err, l.fetch(ctx))
+	}
+	if errors.Is(err, errLost) && l.file != nil {
+		l.file.read = nil // to bring it anew
+	}
+	switch {
+	case ctx.Err() != nil || (err != nil) == l.failing:
+		return
+	case err == nil:
+		l.opt.Log.Info("the access list can be looked up again")
+	case l.Known():
+		l.opt.Log.Error("the access list cannot be looked up; what it said last stays in force", "error", err)
+	default:
+		l.opt.Log.Error("the access list cannot be looked up; nothing is served until it can", "error", err)
+	}
+	l.failing = err != nil
+}
+
+// bring the file's hashes to the store.
+func (l *List) bring(ctx context.Context, reread bool) error {
+	if l.file == nil {
+		return nil
+	}
+	l.file.look(reread, l.opt.Log)
+	if l.file.says == nil {
+		return nil
+	}
+	err := l.opt.Store.SetAccessFile(ctx, l.opt.Mode, l.file.says)
+	if err == nil {
+		l.file.says = nil
+	}
+	return err
+}
+
+// fetch what changed in the store.
+func (l *List) fetch(ctx context.Context) error {
+	version, err := l.opt.Store.AccessVersion(ctx)
+	switch {
+	case err != nil:
+		return err
+	case version == "" && l.version != "":
+		return errLost
+	case version == l.version && l.Known():
+		return nil
+	}
+	versions, err := l.opt.Store.AccessVersions(ctx)
+	if err != nil {
+		return err
+	}
+	for first, v := range versions {
+		if v == l.versions[first] {
+			continue
+		}
+		listed, err := l.opt.Store.Access(ctx, byte(first))
+		if err != nil {
+			return err
+		}
+		l.next[first] = newPage(of(l.opt.Mode, listed))
+		l.versions[first] = v
+		if l.Known() {
+			l.publish() // at once, so that the page before needs no room any more
+		}
+	}
+	l.version = version
+	l.publish()
+	n := 0
+	for _, p := range l.next {
+		n += p.len()
+	}
+	l.opt.Log.Info("the access list is in force", "mode", Word(l.opt.Mode), "listed", n)
+	return nil
+}
+
+func (l *List) publish() {
+	t := l.next
+	l.table.Store(&t)
+}
+
+// of is the hashes that are listed as what counts.
+func of(mode swarm.Listing, listed []swarm.Listed) []swarm.InfoHash {
+	hashes := make([]swarm.InfoHash, 0, len(listed))
+	for _, l := range listed {
+		if l.Listing == mode {
+			hashes = append(hashes, l.InfoHash)
+		}
+	}
+	return hashes
+}
