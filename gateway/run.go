@@ -71,11 +71,23 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics()}
 	c.outlives(g.log)
 	defer g.close()
+	var as *account
+	if g.User != "" {
+		var err error
+		if as, err = findAccount(g.User); err != nil {
+			return &misuseError{fmt.Errorf("--user: %w", err)}
+		}
+	}
 	if err := g.openStore(ctx); err != nil {
 		return err
 	}
 	if err := g.listen(ctx); err != nil {
 		return err
+	}
+	if as != nil {
+		if err := as.become(); err != nil {
+			return fmt.Errorf("--user: %w", err)
+		}
 	}
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -177,7 +189,7 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
-		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready); err != nil {
+		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.ready); err != nil {
 			return err
 		}
 	}
@@ -193,6 +205,9 @@ func (g *gateway) ready(ctx context.Context) error {
 }
 
 func (g *gateway) serve(group *errgroup.Group) {
+	if g.admin != nil {
+		g.admin.serve(g.log)
+	}
 	for _, h := range g.http {
 		group.Go(func() error { return h.Serve(h.listener) })
 	}
