@@ -22,22 +22,22 @@ type admin struct {
 	serving  sync.WaitGroup
 }
 
-// newAdmin binds the first of the addresses that is free, and writes it to
-// file, if any. ready says why the gateway shall get no requests, or nil.
-func newAdmin(addrs []string, file string, m *metrics, ready func(context.Context) error) (*admin, error) {
-	var listener net.Listener
+// listenFirst binds the first of the addresses that is free.
+func listenFirst(addrs []string) (net.Listener, error) {
 	var errs []error
 	for _, addr := range addrs {
 		l, err := net.Listen("tcp", addr)
 		if err == nil {
-			listener = l
-			break
+			return l, nil
 		}
 		errs = append(errs, err)
 	}
-	if listener == nil {
-		return nil, fmt.Errorf("--admin: %w", errors.Join(errs...))
-	}
+	return nil, errors.Join(errs...)
+}
+
+// newAdmin answers on listener, when it serves, and writes its address to file, if any. ready says
+// why the gateway shall get no requests, or nil.
+func newAdmin(listener net.Listener, file string, m *metrics, ready func(context.Context) error) (*admin, error) {
 	if file != "" {
 		if err := os.WriteFile(file, []byte(listener.Addr().String()+"\n"), 0o644); err != nil {
 			_ = listener.Close()

@@ -206,7 +206,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if c.RedirectURL != "" {
 		u, err := url.Parse(c.RedirectURL)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
-			return fmt.Errorf("--redirect-url: %q is not http://HOST/... or https://HOST/...", c.RedirectURL)
+			return fmt.Errorf("--redirect-url: %q is not an address that begins with http://HOST or https://HOST", c.RedirectURL)
 		}
 	}
 	if c.Admin != "" {

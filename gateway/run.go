@@ -11,11 +11,14 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"swarmgate/gateway/internal/httpapi"
@@ -102,6 +105,7 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	// The first to fail ends the rest, as a signal does.
 	serving, ctx := errgroup.WithContext(ctx)
 	g.serve(serving)
+	g.notify(daemon.SdNotifyReady)
 	<-ctx.Done()
 	return errors.Join(g.drain(), serving.Wait())
 }
@@ -143,53 +147,99 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 	return err
 }
 
-// listen binds everything before anything is answered.
-func (g *gateway) listen(ctx context.Context) (err error) {
+// listen binds everything before anything is answered. Of what the service manager has bound
+// nothing is bound here.
+func (g *gateway) listen(ctx context.Context) error {
+	var bound sockets
+	if err := bound.adopt(activation.Files(true)); err != nil {
+		return err
+	}
 	policy := tracker.New(g.store, g.policy())
-	if len(g.HTTP) > 0 {
-		f := g.metrics.front("http")
-		front := policy.Front(f)
-		for _, addr := range g.HTTP {
-			l, err := listenTCP(ctx, addr, g.SharePort)
-			if err != nil {
-				return fmt.Errorf("--http: %w", err)
-			}
-			server := httpapi.New(httpapi.Options{
-				Tracker: front, Metrics: f, Now: g.clock,
-				MaxClients:  g.HTTPClients,
-				PathPrefix:  g.PathPrefix,
-				RedirectURL: g.RedirectURL,
-			})
-			g.http = append(g.http, &httpFront{server, l})
-		}
+	if err := g.listenHTTP(ctx, policy, bound.http); err != nil {
+		return fmt.Errorf("--http: %w", err)
 	}
-	if len(g.UDP) > 0 {
-		f := g.metrics.front("udp")
-		g.secret = newSecret(g.Secret)
-		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
-		front := policy.Front(f)
-		for _, addr := range g.UDP {
-			server, err := udpproxy.Listen(ctx, udpproxy.Options{
-				Addr:      addr,
-				SharePort: g.SharePort,
-				Sockets:   runtime.GOMAXPROCS(0),
-				IDs:       g.ids,
-				Tracker:   front,
-				Metrics:   udpFront{f, g.metrics},
-				Now:       g.clock,
-			})
-			if err != nil {
-				return fmt.Errorf("--udp: %w", err)
-			}
-			g.udp = append(g.udp, server)
-		}
+	if err := g.listenUDP(ctx, policy, bound.udp); err != nil {
+		return fmt.Errorf("--udp: %w", err)
 	}
-	if g.Admin != "" {
+	if g.Admin == "" && bound.admin == nil {
+		return nil
+	}
+	if bound.admin == nil {
 		addrs, err := adminAddrs(g.Admin)
+		if err == nil {
+			bound.admin, err = listenFirst(addrs)
+		}
 		if err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
-		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.ready); err != nil {
+	}
+	var err error
+	g.admin, err = newAdmin(bound.admin, g.AdminFile, g.metrics, g.ready)
+	return err
+}
+
+func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, listeners []*listener) error {
+	if len(listeners) == 0 && len(g.HTTP) == 0 {
+		return nil
+	}
+	f := g.metrics.front("http")
+	front := policy.Front(f)
+	add := func(l *listener) {
+		g.http = append(g.http, &httpFront{httpapi.New(httpapi.Options{
+			Tracker: front, Metrics: f, Now: g.clock,
+			MaxClients:  g.HTTPClients,
+			PathPrefix:  g.PathPrefix,
+			RedirectURL: g.RedirectURL,
+		}), l})
+	}
+	for _, l := range listeners {
+		add(l)
+	}
+	if len(listeners) > 0 {
+		return nil
+	}
+	for _, addr := range g.HTTP {
+		l, err := listenTCP(ctx, addr, g.SharePort)
+		if err != nil {
+			return err
+		}
+		add(l)
+	}
+	return nil
+}
+
+func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, sockets []*net.UDPConn) error {
+	if len(sockets) == 0 && len(g.UDP) == 0 {
+		return nil
+	}
+	g.secret = newSecret(g.Secret)
+	g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
+	f := g.metrics.front("udp")
+	o := udpproxy.Options{
+		SharePort: g.SharePort,
+		Sockets:   runtime.GOMAXPROCS(0),
+		IDs:       g.ids,
+		Tracker:   policy.Front(f),
+		Metrics:   udpFront{f, g.metrics},
+		Now:       g.clock,
+	}
+	add := func() error {
+		server, err := udpproxy.Listen(ctx, o)
+		if err == nil {
+			g.udp = append(g.udp, server)
+		}
+		return err
+	}
+	for _, o.Socket = range sockets {
+		if err := add(); err != nil {
+			return err
+		}
+	}
+	if len(sockets) > 0 {
+		return nil
+	}
+	for _, o.Addr = range g.UDP {
+		if err := add(); err != nil {
 			return err
 		}
 	}
@@ -260,6 +310,13 @@ func newSecret(text string) (secret [16]byte) {
 	return [16]byte(sum[:])
 }
 
+// notify tells a service manager that waits for it (sd_notify(3)).
+func (g *gateway) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		g.log.Warn("the service manager is not told", "state", state, "error", err)
+	}
+}
+
 // repeat calls f each interval until ctx ends.
 func repeat(ctx context.Context, interval time.Duration, f func()) {
 	ticker := time.NewTicker(interval)
@@ -277,6 +334,7 @@ func repeat(ctx context.Context, interval time.Duration, f func()) {
 // drain ends the front ends when they have answered what is in flight.
 func (g *gateway) drain() error {
 	g.draining.Store(true)
+	g.notify(daemon.SdNotifyStopping)
 	ctx, cancel := context.WithTimeout(context.Background(), g.DrainTimeout)
 	defer cancel()
 	var group errgroup.Group
@@ -326,6 +384,8 @@ func (g *gateway) listening() (l listening) {
 	for _, u := range g.udp {
 		l.UDP = append(l.UDP, u.Addr().String())
 	}
+	// A service manager may pass on several sockets of one address.
+	l.HTTP, l.UDP = slices.Compact(l.HTTP), slices.Compact(l.UDP)
 	if g.admin != nil {
 		l.Admin = g.admin.listener.Addr().String()
 	}
