@@ -478,6 +478,7 @@ func TestOneOfTwoDrains(t *testing.T) {
 
 func TestADrainingGatewayIsNotReady(t *testing.T) {
 	g := gatewayWith(t)
+	g.announce("port=2&left=1") // before it serves, it drains nothing
 	c, err := net.Dial("tcp", g.HTTP)
 	if err != nil {
 		t.Fatal(err)
