@@ -22,22 +22,22 @@ type admin struct {
 	serving  sync.WaitGroup
 }
 
-// newAdmin answers on the first of the addresses that is free, and writes it to
-// file, if any. ready says why the gateway shall get no requests, or nil.
-func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready func(context.Context) error, accessAPI http.Handler) (*admin, error) {
-	var listener net.Listener
+// listenFirst binds the first of the addresses that is free.
+func listenFirst(addrs []string) (net.Listener, error) {
 	var errs []error
 	for _, addr := range addrs {
 		l, err := net.Listen("tcp", addr)
 		if err == nil {
-			listener = l
-			break
+			return l, nil
 		}
 		errs = append(errs, err)
 	}
-	if listener == nil {
-		return nil, fmt.Errorf("--admin: %w", errors.Join(errs...))
-	}
+	return nil, errors.Join(errs...)
+}
+
+// newAdmin answers on listener, when it serves, and writes its address to file, if any. ready says
+// why the gateway shall get no requests, or nil.
+func newAdmin(listener net.Listener, file string, m *metrics, ready func(context.Context) error, accessAPI http.Handler) (*admin, error) {
 	if file != "" {
 		if err := os.WriteFile(file, []byte(listener.Addr().String()+"\n"), 0o644); err != nil {
 			_ = listener.Close()
@@ -64,20 +64,24 @@ func newAdmin(addrs []string, file string, m *metrics, log *slog.Logger, ready f
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	a := &admin{listener: listener, server: &http.Server{
+	return &admin{listener: listener, server: &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
-	}}
+	}}, nil
+}
+
+// serve answers until close.
+func (a *admin) serve(log *slog.Logger) {
 	a.serving.Go(func() {
-		if err := a.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := a.server.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("the admin listener ended", "error", err)
 		}
 	})
-	return a, nil
 }
 
 func (a *admin) close() {
 	_ = a.server.Close()
+	_ = a.listener.Close() // which the server has only when it serves
 	a.serving.Wait()
 }

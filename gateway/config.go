@@ -31,6 +31,7 @@ type Config struct {
 	RedirectURL string
 	Admin       string
 	AdminFile   string
+	User        string // to become; empty for who started it
 	AdminToken  string
 
 	Access     swarm.Listing // what counts: Denied or Allowed
@@ -92,6 +93,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringVar(&c.RedirectURL, "redirect-url", "", "`URL` that a browser which asks for / is sent to")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
+	fs.StringVar(&c.User, "user", "", "`NAME` of the user to become, from root, before anything is answered")
 	fs.StringVar(&c.AdminToken, "admin-token", "", "`TEXT` of 16 characters or more that changes of the access list through --admin need; better given as SWARMGATE_ADMIN_TOKEN")
 	mode := fs.String("access", "deny", "`MODE`: deny serves all swarms but the denied, allow none but the allowed; the same on all gateways")
 	fs.StringVar(&c.AccessFile, "access-file", "", "`FILE` of info hashes, 40 hexadecimal digits a line, that --access counts; read again on SIGHUP and when it changes")

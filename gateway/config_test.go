@@ -84,6 +84,7 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--completed-events", "mail"}, want: "--completed-events"},
 		{args: []string{"--completed-events", "stream"}, want: "--completed-events"},
 		{env: map[string]string{"SWARMGATE_COMPLETED_EVENTS": ""}, want: "--completed-events"},
+		{args: []string{"--user", "no such user"}, want: "--user"},
 		{args: []string{"--redis", ","}, want: "--redis"},
 		{args: []string{"--admin", ":9-8"}, want: "--admin"},
 		{args: []string{"--admin", ":x"}, want: "--admin"},
@@ -186,8 +187,9 @@ func TestEveryFlagIsInTheREADMEAndReachesTheContainers(t *testing.T) {
 			if !strings.Contains(string(readme), "`--"+name+"`") && !strings.Contains(string(readme), "`--"+name+" ") {
 				t.Errorf("--%s is not in the README", name)
 			}
-			// A gateway with a Redis has no use for the limits of a store in the process.
-			if !strings.HasPrefix(name, "embedded-") && !strings.Contains(string(compose), "\n      "+envName(name)+":") {
+			// A gateway with a Redis has no use for the limits of a store in the process, nor
+			// has a container that starts without root for a user to become.
+			if !strings.HasPrefix(name, "embedded-") && name != "user" && !strings.Contains(string(compose), "\n      "+envName(name)+":") {
 				t.Errorf("%s does not reach the containers", envName(name))
 			}
 		}

@@ -15,9 +15,10 @@ import (
 // kernel has made and nobody has accepted yet; this one lets them be accepted first.
 type listener struct {
 	*net.TCPListener
-	draining atomic.Bool
-	once     sync.Once
-	empty    chan struct{} // nothing waits to be accepted any more
+	inherited bool // another process has it too, and lets the next one accept what waits
+	draining  atomic.Bool
+	once      sync.Once
+	empty     chan struct{} // nothing waits to be accepted any more
 }
 
 const (
@@ -33,21 +34,31 @@ func listenTCP(ctx context.Context, addr string, share bool) (*listener, error) 
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // whose sockets take no filter, and are dearer
 	if share {
-		lc.Control = func(_, _ string, c syscall.RawConn) error {
-			var err error
-			return errors.Join(c.Control(func(fd uintptr) { err = sharePort(fd) }), err)
-		}
+		lc.Control = controlSharePort
 	}
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	return &listener{TCPListener: l.(*net.TCPListener), empty: make(chan struct{})}, nil
+	return newListener(l.(*net.TCPListener), false), nil
+}
+
+// controlSharePort lets other sockets have the same address.
+func controlSharePort(_, _ string, c syscall.RawConn) error {
+	var err error
+	return errors.Join(c.Control(func(fd uintptr) { err = sharePort(fd) }), err)
+}
+
+func newListener(l *net.TCPListener, inherited bool) *listener {
+	return &listener{TCPListener: l, inherited: inherited, empty: make(chan struct{})}
 }
 
 // Accept says net.ErrClosed when a draining listener's queue is empty.
 func (l *listener) Accept() (net.Conn, error) {
 	if l.draining.Load() {
+		if l.inherited {
+			return nil, net.ErrClosed
+		}
 		_ = l.SetDeadline(time.Now().Add(queueTime))
 	}
 	c, err := l.TCPListener.Accept()
@@ -63,6 +74,12 @@ func (l *listener) Accept() (net.Conn, error) {
 // gateway on the port if there is one. It may be called again, as the HTTP server does when
 // it shuts down.
 func (l *listener) Close() error {
+	if l.inherited && !l.draining.Swap(true) {
+		return l.SetDeadline(time.Unix(1, 0)) // it is closed when nobody looks at it any more
+	}
+	if l.inherited {
+		return l.close()
+	}
 	if raw, err := l.SyscallConn(); err == nil {
 		_ = raw.Control(refuseNew)
 	}
@@ -73,6 +90,10 @@ func (l *listener) Close() error {
 		case <-time.After(emptyTime):
 		}
 	}
+	return l.close()
+}
+
+func (l *listener) close() error {
 	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
 	}

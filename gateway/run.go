@@ -14,12 +14,15 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"swarmgate/gateway/internal/access"
@@ -85,11 +88,23 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.off)}
 	c.outlives(g.log)
 	defer g.close()
+	var as *account
+	if g.User != "" {
+		var err error
+		if as, err = findAccount(g.User); err != nil {
+			return &misuseError{fmt.Errorf("--user: %w", err)}
+		}
+	}
 	if err := g.openStore(ctx); err != nil {
 		return err
 	}
 	if err := g.listen(ctx); err != nil {
 		return err
+	}
+	if as != nil {
+		if err := as.become(); err != nil {
+			return fmt.Errorf("--user: %w", err)
+		}
 	}
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -104,6 +119,7 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	// The first to fail ends the rest, as a signal does.
 	serving, ctx := errgroup.WithContext(ctx)
 	g.serve(serving)
+	g.notify(daemon.SdNotifyReady)
 	<-ctx.Done()
 	return errors.Join(g.drain(), serving.Wait())
 }
@@ -169,8 +185,8 @@ func version() string {
 	return text
 }
 
-// listen binds everything before anything is answered.
-func (g *gateway) listen(ctx context.Context) (err error) {
+// newTracker makes what the front ends and the statistics share.
+func (g *gateway) newTracker() *tracker.Tracker {
 	if g.Decoys > 0 {
 		g.decoys = tracker.NewDecoys(g.Decoys, g.DecoyPrefixes)
 		g.disguise = newSecret(g.Secret, "decoys")
@@ -178,9 +194,19 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			g.decoys.SetKey(g.disguise)
 		}
 	}
-	rules := g.policy()
-	rules.Decoys = g.decoys
-	policy := tracker.New(g.store, g.access, rules)
+	p := g.policy()
+	p.Decoys = g.decoys
+	return tracker.New(g.store, g.access, p)
+}
+
+// listen binds everything before anything is answered. Of what the service manager has bound
+// nothing is bound here.
+func (g *gateway) listen(ctx context.Context) error {
+	var bound sockets
+	if err := bound.adopt(activation.Files(true)); err != nil {
+		return err
+	}
+	policy := g.newTracker()
 	if !g.Stats.off {
 		g.fleet = stats.NewFleet(stats.Options{
 			Store:    g.store,
@@ -193,52 +219,91 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			Log:      g.log,
 		})
 	}
-	if len(g.HTTP) > 0 {
-		f := g.metrics.front("http", g.metrics.counters.HTTP())
-		o := httpapi.Options{
-			Tracker: policy.Front(f), Metrics: httpMetrics{f, g.metrics.counters}, Now: g.clock,
-			MaxClients:  g.HTTPClients,
-			PathPrefix:  g.PathPrefix,
-			RedirectURL: g.RedirectURL,
-		}
-		if g.fleet != nil {
-			o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats.networks
-		}
-		for _, addr := range g.HTTP {
-			l, err := listenTCP(ctx, addr, g.SharePort)
-			if err != nil {
-				return fmt.Errorf("--http: %w", err)
-			}
-			g.http = append(g.http, &httpFront{httpapi.New(o), l})
-		}
+	if err := g.listenHTTP(ctx, policy, bound.http); err != nil {
+		return fmt.Errorf("--http: %w", err)
 	}
-	if len(g.UDP) > 0 {
-		f := g.metrics.front("udp", g.metrics.counters.UDP())
-		g.secret = newSecret(g.Secret, "")
-		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
-		front := policy.Front(f)
-		for _, addr := range g.UDP {
-			server, err := udpproxy.Listen(ctx, udpproxy.Options{
-				Addr:      addr,
-				SharePort: g.SharePort,
-				Sockets:   runtime.GOMAXPROCS(0),
-				IDs:       g.ids,
-				Tracker:   front,
-				Metrics:   udpMetrics{f, g.metrics},
-				Now:       g.clock,
-			})
-			if err != nil {
-				return fmt.Errorf("--udp: %w", err)
-			}
-			g.udp = append(g.udp, server)
-		}
+	if err := g.listenUDP(ctx, policy, bound.udp); err != nil {
+		return fmt.Errorf("--udp: %w", err)
 	}
-	if g.Admin != "" {
+	if g.Admin == "" && bound.admin == nil {
+		return nil
+	}
+	if bound.admin == nil {
 		addrs, err := adminAddrs(g.Admin)
+		if err == nil {
+			bound.admin, err = listenFirst(addrs)
+		}
 		if err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
-		if g.admin, err = newAdmin(addrs, g.AdminFile, g.metrics, g.log, g.ready, newAccessAPI(g.store, g.AdminToken, g.log)); err != nil {
+	}
+	var err error
+	g.admin, err = newAdmin(bound.admin, g.AdminFile, g.metrics, g.ready, newAccessAPI(g.store, g.AdminToken, g.log))
+	return err
+}
+
+func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, listeners []*listener) error {
+	if len(listeners) == 0 && len(g.HTTP) == 0 {
+		return nil
+	}
+	f := g.metrics.front("http", g.metrics.counters.HTTP())
+	o := httpapi.Options{
+		Tracker: policy.Front(f), Metrics: httpMetrics{f, g.metrics.counters}, Now: g.clock,
+		MaxClients:  g.HTTPClients,
+		PathPrefix:  g.PathPrefix,
+		RedirectURL: g.RedirectURL,
+	}
+	if g.fleet != nil {
+		o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats.networks
+	}
+	for _, l := range listeners {
+		g.http = append(g.http, &httpFront{httpapi.New(o), l})
+	}
+	if len(listeners) > 0 {
+		return nil
+	}
+	for _, addr := range g.HTTP {
+		l, err := listenTCP(ctx, addr, g.SharePort)
+		if err != nil {
+			return err
+		}
+		g.http = append(g.http, &httpFront{httpapi.New(o), l})
+	}
+	return nil
+}
+
+func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, sockets []*net.UDPConn) error {
+	if len(sockets) == 0 && len(g.UDP) == 0 {
+		return nil
+	}
+	g.secret = newSecret(g.Secret, "")
+	g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
+	f := g.metrics.front("udp", g.metrics.counters.UDP())
+	o := udpproxy.Options{
+		SharePort: g.SharePort,
+		Sockets:   runtime.GOMAXPROCS(0),
+		IDs:       g.ids,
+		Tracker:   policy.Front(f),
+		Metrics:   udpMetrics{f, g.metrics},
+		Now:       g.clock,
+	}
+	add := func() error {
+		server, err := udpproxy.Listen(ctx, o)
+		if err == nil {
+			g.udp = append(g.udp, server)
+		}
+		return err
+	}
+	for _, o.Socket = range sockets {
+		if err := add(); err != nil {
+			return err
+		}
+	}
+	if len(sockets) > 0 {
+		return nil
+	}
+	for _, o.Addr = range g.UDP {
+		if err := add(); err != nil {
 			return err
 		}
 	}
@@ -257,6 +322,9 @@ func (g *gateway) ready(ctx context.Context) error {
 }
 
 func (g *gateway) serve(group *errgroup.Group) {
+	if g.admin != nil {
+		g.admin.serve(g.log)
+	}
 	for _, h := range g.http {
 		group.Go(func() error { return h.Serve(h.listener) })
 	}
@@ -343,6 +411,13 @@ func received(signals <-chan os.Signal) bool {
 	}
 }
 
+// notify tells a service manager that waits for it (sd_notify(3)).
+func (g *gateway) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		g.log.Warn("the service manager is not told", "state", state, "error", err)
+	}
+}
+
 // repeat calls f each interval until ctx ends.
 func repeat(ctx context.Context, interval time.Duration, f func()) {
 	ticker := time.NewTicker(interval)
@@ -360,6 +435,7 @@ func repeat(ctx context.Context, interval time.Duration, f func()) {
 // drain ends the front ends when they have answered what is in flight.
 func (g *gateway) drain() error {
 	g.draining.Store(true)
+	g.notify(daemon.SdNotifyStopping)
 	ctx, cancel := context.WithTimeout(context.Background(), g.DrainTimeout)
 	defer cancel()
 	var group errgroup.Group
@@ -409,6 +485,8 @@ func (g *gateway) listening() (l listening) {
 	for _, u := range g.udp {
 		l.UDP = append(l.UDP, u.Addr().String())
 	}
+	// A service manager may pass on several sockets of one address.
+	l.HTTP, l.UDP = slices.Compact(l.HTTP), slices.Compact(l.UDP)
 	if g.admin != nil {
 		l.Admin = g.admin.listener.Addr().String()
 	}

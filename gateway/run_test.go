@@ -26,6 +26,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("TEST_IS_GATEWAY") != "" {
+		main() // as startChild wants it
+	}
 	// fasthttp's clock is one for the process, and its pool's cleaner ends 10 s late.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"))
@@ -504,6 +507,7 @@ func TestOneOfTwoDrains(t *testing.T) {
 
 func TestADrainingGatewayIsNotReady(t *testing.T) {
 	g := gatewayWith(t)
+	g.announce("port=2&left=1") // before it serves, it drains nothing
 	c, err := net.Dial("tcp", g.HTTP)
 	if err != nil {
 		t.Fatal(err)

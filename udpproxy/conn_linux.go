@@ -18,11 +18,12 @@ import (
 
 // mmsgConn moves datagrams by recvmmsg and sendmmsg.
 type mmsgConn struct {
-	udp     *net.UDPConn
-	raw     syscall.RawConn
-	is6     bool
-	stopped atomic.Bool
-	lost    uint32 // the kernel's count of datagrams it dropped, as last seen
+	udp       *net.UDPConn
+	raw       syscall.RawConn
+	is6       bool
+	inherited bool // another process has it too, and lets the next one receive what comes
+	stopped   atomic.Bool
+	lost      uint32 // the kernel's count of datagrams it dropped, as last seen
 }
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -54,6 +55,13 @@ type kernelBuffers struct {
 
 // listen binds as many sockets as asked for to one address.
 func listen(ctx context.Context, o Options) ([]conn, error) {
+	if o.Socket != nil {
+		c, err := inherit(o.Socket)
+		if err != nil {
+			return nil, err
+		}
+		return []conn{c}, nil
+	}
 	host, port, err := net.SplitHostPort(o.Addr)
 	if err != nil {
 		return nil, err
@@ -92,10 +100,29 @@ func listenOne(ctx context.Context, addr string) (*mmsgConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &mmsgConn{udp: p.(*net.UDPConn), is6: is6}
-	_ = c.udp.SetReadBuffer(readBuffer)
-	if c.raw, err = c.udp.SyscallConn(); err != nil {
-		_ = p.Close()
+	return newConn(p.(*net.UDPConn), is6)
+}
+
+// inherit takes a socket that was bound elsewhere.
+func inherit(udp *net.UDPConn) (*mmsgConn, error) {
+	c, err := newConn(udp, false)
+	if err != nil {
+		return nil, err
+	}
+	c.inherited = true
+	if err := errors.Join(c.raw.Control(func(fd uintptr) { c.is6, err = setOptions(int(fd)) }), err); err != nil {
+		_ = udp.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func newConn(udp *net.UDPConn, is6 bool) (*mmsgConn, error) {
+	c := &mmsgConn{udp: udp, is6: is6}
+	_ = udp.SetReadBuffer(readBuffer)
+	var err error
+	if c.raw, err = udp.SyscallConn(); err != nil {
+		_ = udp.Close()
 		return nil, err
 	}
 	return c, nil
@@ -128,9 +155,12 @@ func (c *mmsgConn) localAddr() netip.AddrPort { return c.udp.LocalAddr().(*net.U
 func (c *mmsgConn) close() error { return c.udp.Close() }
 
 // stop connects the socket to an address that nothing comes from, so that the kernel
-// gives it nothing more, and ends a receive that waits.
+// gives it nothing more, and ends a receive that waits. An inherited one goes on to hold what comes.
 func (c *mmsgConn) stop() error {
 	c.stopped.Store(true)
+	if c.inherited {
+		return c.udp.SetReadDeadline(time.Unix(1, 0))
+	}
 	var nowhere unix.Sockaddr = &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}
 	if c.is6 {
 		nowhere = &unix.SockaddrInet6{Port: 9, Addr: netip.IPv6Loopback().As16()}
@@ -154,6 +184,9 @@ func (c *mmsgConn) receive(in *incoming) (int, error) {
 	for {
 		err := c.raw.Read(k.receive)
 		if c.stopped.Load() && err != nil {
+			if c.inherited {
+				return 0, errStopped
+			}
 			// The poller is shut; what the socket still holds is read past it.
 			k.errno = syscall.EAGAIN
 			_ = c.raw.Control(func(fd uintptr) { k.receive(fd) })

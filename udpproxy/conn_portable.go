@@ -3,6 +3,7 @@ package udpproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -33,6 +34,9 @@ const (
 
 // listenPortable binds one socket for each family that the address stands for.
 func listenPortable(_ context.Context, o Options) ([]conn, error) {
+	if o.Socket != nil {
+		return nil, fmt.Errorf("a socket that was passed on: %w", errors.ErrUnsupported)
+	}
 	addr, err := net.ResolveUDPAddr("udp", o.Addr)
 	if err != nil {
 		return nil, err

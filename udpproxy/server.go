@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -51,9 +52,10 @@ type Batch struct {
 
 // Options of a Server.
 type Options struct {
-	Addr      string // HOST:PORT; without a host all addresses of both families
-	SharePort bool   // other processes may answer on the same address
-	Sockets   int    // that share the address, where the platform can; a loop each
+	Addr      string       // HOST:PORT; without a host all addresses of both families
+	Socket    *net.UDPConn // in place of Addr one that is bound, and that another process keeps; on Linux
+	SharePort bool         // other processes may answer on the same address
+	Sockets   int          // that share the address, where the platform can; a loop each
 	IDs       *ConnectionIDs
 	Tracker   Tracker
 	Metrics   Metrics

@@ -322,4 +322,4 @@ func TestManyBatchesAtOnce(t *testing.T) {
 type quiet struct{}
 
 func (quiet) Announced([]*swarm.Announce, time.Duration) {}
-func (quiet) Scraped(error, time.Duration)   {}
+func (quiet) Scraped(error, time.Duration)               {}
