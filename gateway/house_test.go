@@ -10,13 +10,14 @@ import (
 // Each room of the house may import these packages of ours, and these of others
 // where the room is what keeps them in.
 var house = map[string][]string{
-	"swarmgate/swarmstore/swarm":         {},
-	"swarmgate/swarmstore":               {"swarmgate/swarmstore/swarm", goRedis},
-	"swarmgate/swarmstore/embedded":      {miniredis},
-	"swarmgate/udpproxy/bep15":           {"swarmgate/swarmstore/swarm"},
-	"swarmgate/udpproxy":                 {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
-	"swarmgate/gateway/internal/tracker": {"swarmgate/swarmstore/swarm"},
-	"swarmgate/gateway/internal/httpapi": {"swarmgate/swarmstore/swarm", fiber},
+	"swarmgate/swarmstore/swarm":          {},
+	"swarmgate/swarmstore":                {"swarmgate/swarmstore/swarm", goRedis},
+	"swarmgate/swarmstore/embedded":       {miniredis},
+	"swarmgate/udpproxy/bep15":            {"swarmgate/swarmstore/swarm"},
+	"swarmgate/udpproxy":                  {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
+	"swarmgate/gateway/internal/networks": {},
+	"swarmgate/gateway/internal/tracker":  {"swarmgate/swarmstore/swarm"},
+	"swarmgate/gateway/internal/httpapi":  {"swarmgate/swarmstore/swarm", fiber},
 }
 
 const (
