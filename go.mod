@@ -22,6 +22,8 @@ require (
 	golang.org/x/sys v0.50.0
 )
 
+require github.com/pires/go-proxyproto v0.15.0
+
 require (
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
 	github.com/andybalholm/brotli v1.1.0 // indirect
