@@ -14,13 +14,16 @@ var house = map[string][]string{
 	"swarmgate/swarmstore":                {"swarmgate/swarmstore/swarm", goRedis},
 	"swarmgate/swarmstore/embedded":       {miniredis},
 	"swarmgate/udpproxy/bep15":            {"swarmgate/swarmstore/swarm"},
-	"swarmgate/udpproxy":                  {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
+	"swarmgate/udpproxy/proxyprotocol":    {},
+	"swarmgate/udpproxy":                  {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15", proxyprotocol},
 	"swarmgate/gateway/internal/networks": {},
 	"swarmgate/gateway/internal/tracker":  {"swarmgate/swarmstore/swarm"},
-	"swarmgate/gateway/internal/httpapi":  {"swarmgate/swarmstore/swarm", fiber},
+	"swarmgate/gateway/internal/httpapi":  {"swarmgate/swarmstore/swarm", proxyprotocol, fiber},
 }
 
 const (
+	proxyprotocol = "swarmgate/udpproxy/proxyprotocol" // a codec of both front ends
+
 	goRedis   = "github.com/redis/go-redis/v9"
 	miniredis = "github.com/alicebob/miniredis/v2"
 	fiber     = "github.com/gofiber/fiber/v2"

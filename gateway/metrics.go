@@ -17,6 +17,7 @@ type metrics struct {
 
 	announces, scrapes *prometheus.CounterVec   // by transport and result
 	invalid            *prometheus.CounterVec   // by transport
+	forged             *prometheus.CounterVec   // by kind
 	seconds            *prometheus.HistogramVec // by transport and kind
 
 	datagrams prometheus.Histogram
@@ -54,6 +55,7 @@ func newMetrics() *metrics {
 		announces: prometheus.NewCounterVec(counter("announces_total", "Announces answered."), []string{"transport", "result"}),
 		scrapes:   prometheus.NewCounterVec(counter("scrapes_total", "Scrapes answered."), []string{"transport", "result"}),
 		invalid:   prometheus.NewCounterVec(counter("invalid_requests_total", "Requests that made no sense."), []string{"transport"}),
+		forged:    prometheus.NewCounterVec(counter("forged_addresses_total", "Addresses of clients, in an HTTP header, a PROXY header or a query, from who may name none."), []string{"kind"}),
 		seconds:   prometheus.NewHistogramVec(histogram("request_seconds", "From a request read to its answer found.", latency), []string{"transport", "kind"}),
 
 		datagrams: prometheus.NewHistogram(histogram("udp_batch_datagrams", "Datagrams that one call to the kernel gave.", sizes)),
@@ -67,7 +69,7 @@ func newMetrics() *metrics {
 		absorbed:        prometheus.NewCounter(counter("repeats_absorbed_total", "Repeated announces answered without a write.")),
 	}
 	m.registry.MustRegister(
-		m.announces, m.scrapes, m.invalid, m.seconds, m.datagrams, m.dropped,
+		m.announces, m.scrapes, m.invalid, m.forged, m.seconds, m.datagrams, m.dropped,
 		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -96,6 +98,7 @@ func (m *metrics) Absorbed(n int) { m.absorbed.Add(float64(n)) }
 type front struct {
 	announces, scrapes             map[string]prometheus.Counter // by result
 	invalid                        prometheus.Counter
+	header, proxy, query           prometheus.Counter // forged addresses
 	announceSeconds, scrapeSeconds prometheus.Observer
 }
 
@@ -109,6 +112,9 @@ func (m *metrics) front(transport string) *front {
 		announces:       map[string]prometheus.Counter{},
 		scrapes:         map[string]prometheus.Counter{},
 		invalid:         m.invalid.WithLabelValues(transport),
+		header:          m.forged.WithLabelValues("header"),
+		proxy:           m.forged.WithLabelValues("proxy"),
+		query:           m.forged.WithLabelValues("query"),
 		announceSeconds: m.seconds.WithLabelValues(transport, "announce"),
 		scrapeSeconds:   m.seconds.WithLabelValues(transport, "scrape"),
 	}
@@ -146,8 +152,11 @@ func (f *front) Scraped(err error, took time.Duration) {
 	f.scrapeSeconds.Observe(took.Seconds())
 }
 
-// Invalid is a front end's.
-func (f *front) Invalid() { f.invalid.Inc() }
+// Invalid and those below are a front end's.
+func (f *front) Invalid()      { f.invalid.Inc() }
+func (f *front) ForgedHeader() { f.header.Inc() }
+func (f *front) ForgedProxy()  { f.proxy.Inc() }
+func (f *front) ForgedQuery()  { f.query.Inc() }
 
 // udpFront adds what datagrams have.
 type udpFront struct {

@@ -40,7 +40,12 @@ type Metrics interface {
 	Dropped(datagrams int)
 	// Invalid counts a datagram that was met with silence or an error.
 	Invalid()
+	// ForgedProxy counts a PROXY header from who may send none.
+	ForgedProxy()
 }
+
+// Networks tells whether an address lies in some networks.
+type Networks interface{ Contains(netip.Addr) bool }
 
 // Options of a Server.
 type Options struct {
@@ -51,6 +56,11 @@ type Options struct {
 	Tracker   Tracker
 	Metrics   Metrics
 	Now       func() time.Time
+
+	// Proxies may begin a datagram with a PROXY header, which names the client that it is from;
+	// the answer goes to the proxy without one. MayName are clients whose announces may name
+	// another IPv4 address. Nil is nobody.
+	Proxies, MayName Networks
 }
 
 // Server is the front end.
