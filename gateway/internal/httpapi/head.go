@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"strconv"
+	"strings"
 )
 
 // maxHead bounds the heads that are read here; longer ones are unusual.
@@ -10,9 +11,10 @@ const maxHead = 4 << 10
 
 // head is an announce's request line and what matters of its headers.
 type head struct {
-	query []byte // of the bytes that were read
-	old   bool   // HTTP/1.0
-	close bool   // the connection ends with the answer
+	query  []byte   // of the bytes that were read
+	realIP [][]byte // likewise: the values of the header that tells the client's address
+	old    bool     // HTTP/1.0
+	close  bool     // the connection ends with the answer
 }
 
 // What the bytes of a request are.
@@ -29,9 +31,10 @@ const (
 	proto = " HTTP/1.1"
 )
 
-// read reads the head that b begins with. What it calls plain Fiber must understand the
-// same way; where that takes thought, the head is unusual.
-func (h *head) read(b []byte) (size int, is verdict) {
+// read reads the head that b begins with, where the header named realIP may tell the client's
+// address. What it calls plain Fiber must understand the same way; where that takes thought,
+// the head is unusual.
+func (h *head) read(b []byte, realIP string) (size int, is verdict) {
 	if n := min(len(b), len(verb)); string(b[:n]) != verb[:n] {
 		return 0, unusual
 	}
@@ -56,12 +59,12 @@ func (h *head) read(b []byte) (size int, is verdict) {
 			return 0, unusual
 		}
 	}
-	return h.readHeaders(b, rest)
+	return h.readHeaders(b, rest, realIP)
 }
 
 // readHeaders reads up to the empty line.
-func (h *head) readHeaders(b, rest []byte) (size int, is verdict) {
-	h.close = h.old
+func (h *head) readHeaders(b, rest []byte, realIP string) (size int, is verdict) {
+	h.close, h.realIP = h.old, h.realIP[:0]
 	var hosts, connections int
 	for {
 		var line []byte
@@ -87,6 +90,9 @@ func (h *head) readHeaders(b, rest []byte) (size int, is verdict) {
 			}
 		}
 		value = bytes.Trim(value, " ")
+		if len(name) == len(realIP) && strings.EqualFold(string(name), realIP) {
+			h.realIP = append(h.realIP, value)
+		}
 		switch len(name) {
 		case len("Host"):
 			if bytes.EqualFold(name, []byte("Host")) {

@@ -1,7 +1,8 @@
 // Package httpapi is the HTTP front end: announces (BEP 3, 7, 21, 23, 24, 31) and
 // scrapes (BEP 48) on Fiber. It reads requests (request.go), hands them to the
-// tracker, waits, and encodes the answers (bencode.go). On Linux an event loop in front of
-// Fiber answers plain announces (front_linux.go, head.go) and leaves it the rest.
+// tracker, waits, and encodes the answers (bencode.go). Trusted proxies tell it where
+// clients are (client.go). On Linux an event loop in front of Fiber answers plain
+// announces (front_linux.go, head.go) and leaves it the rest.
 //
 //	s := httpapi.New(httpapi.Options{Tracker: t, Metrics: m, Now: time.Now, MaxClients: 16384})
 //	go s.Serve(listener)
@@ -11,7 +12,6 @@ package httpapi
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -34,7 +34,15 @@ type Tracker interface {
 type Metrics interface {
 	// Invalid counts requests that got a failure reason, or a status other than 200.
 	Invalid()
+	// ForgedHeader, ForgedProxy and ForgedQuery count announces, or for a PROXY header
+	// connections, with an address from who may name none.
+	ForgedHeader()
+	ForgedProxy()
+	ForgedQuery()
 }
+
+// Networks tells whether an address lies in some networks.
+type Networks interface{ Contains(netip.Addr) bool }
 
 // Options of a Server.
 type Options struct {
@@ -42,6 +50,12 @@ type Options struct {
 	Metrics    Metrics
 	Now        func() time.Time
 	MaxClients int // connections at a time; more are answered 503
+
+	// What a client's address is taken from instead of its connection (client.go). Nil is nobody.
+	Trusted       Networks // whose headers tell it
+	RealIPHeader  string   // the HTTP header that does; empty for none
+	ProxyProtocol bool     // a PROXY header before a connection does too
+	MayName       Networks // whose announces may name another address in their query
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -105,7 +119,7 @@ func (s *Server) announce(c *fiber.Ctx) error {
 	}
 	r := s.announces.Get().(*announce)
 	defer s.announces.Put(r)
-	if reason := r.parse(c.Context().URI().QueryString(), remote(c)); reason != "" {
+	if reason := s.read(r, c.Context().URI().QueryString(), s.remote(c)); reason != "" {
 		return s.fail(c, reason)
 	}
 	s.Tracker.Announce(s.Now(), r.batch[:], r.answered)
@@ -147,19 +161,11 @@ func tooLong(c *fiber.Ctx) bool {
 	return len(h.Method())+len(" ")+len(h.RequestURI())+len(" ")+len(h.Protocol()) > maxRequestLine
 }
 
-// remote is the address that a connection comes from.
-func remote(c *fiber.Ctx) netip.Addr {
-	tcp, ok := c.Context().RemoteAddr().(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return tcp.AddrPort().Addr().Unmap().WithZone("")
-}
-
 // announce is one announce with what it needs again and again.
 type announce struct {
 	swarm.Announce
 	compact bool
+	forged  bool // its query names an address, and it may name none
 
 	batch    [1]*swarm.Announce // of itself
 	answered func([]*swarm.Announce)
@@ -198,6 +204,8 @@ const (
 	reasonHashSize = "Your client sent an info_hash that is not 20 bytes long."
 	reasonNoPort   = "Your client forgot to send its port."
 	reasonPort     = "Your client sent a port that is not a number from 1 to 65535."
+	reasonAddress  = "The proxy in front of this tracker did not say your address."
+	reasonNamed    = "What your client sent as $ is not such an address."
 	reasonNumber   = "What your client sent as $ is not a number."
 	reasonOverflow = "What your client sent as $ does not fit 64 bits."
 	reasonNoScrape = "A scrape needs an info_hash; this tracker does not list all its torrents."
