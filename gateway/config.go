@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"swarmgate/gateway/internal/networks"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/udpproxy"
 )
@@ -24,6 +26,11 @@ type Config struct {
 	SharePort bool
 	Admin     string
 	AdminFile string
+
+	TrustedProxies networks.Set
+	RealIPHeader   string // empty for none
+	ProxyProtocol  bool
+	IPFromQuery    networks.Set
 
 	Redis        []string
 	WaitReplicas int
@@ -51,6 +58,9 @@ const (
 	commandHealth = "health"
 )
 
+// realIPHeaders may tell a client's address, the first one by default.
+var realIPHeaders = []string{"X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"}
+
 // errHelp says that help was asked for and printed.
 var errHelp = errors.New("help")
 
@@ -66,6 +76,10 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.BoolVar(&c.SharePort, "share-port", false, "let further gateways on this host answer on the same HTTP and UDP ports")
 	fs.StringVar(&c.Admin, "admin", "127.0.0.1:6970", "`ADDR` for health, readiness, metrics and profiling; of ports FIRST-LAST the first free one; empty turns it off")
 	fs.StringVar(&c.AdminFile, "admin-file", "", "`FILE` that the admin address in use is written to, for the health command")
+	fs.Var(&c.TrustedProxies, "trusted-proxies", "`NETWORKS` of proxies whose word on where their clients are counts, or addresses, with commas between (default: none)")
+	fs.StringVar(&c.RealIPHeader, "real-ip-header", realIPHeaders[0], "`NAME` of the HTTP header in which they say it: "+strings.Join(realIPHeaders, ", ")+"; empty for none")
+	fs.BoolVar(&c.ProxyProtocol, "proxy-protocol", false, "they may also say it in a PROXY header, before an HTTP connection or in a UDP datagram")
+	fs.Var(&c.IPFromQuery, "ip-from-query", "`NETWORKS` of clients whose announces may name another address than their own, with commas between (default: none)")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
@@ -177,6 +191,16 @@ func (c *Config) check(minIntervalGiven bool) error {
 		if _, err := adminAddrs(c.Admin); err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
+	}
+	if c.RealIPHeader != "" {
+		known := slices.IndexFunc(realIPHeaders, func(name string) bool { return strings.EqualFold(name, c.RealIPHeader) })
+		if known < 0 {
+			return fmt.Errorf("--real-ip-header: %q is none of %s", c.RealIPHeader, strings.Join(realIPHeaders, ", "))
+		}
+		c.RealIPHeader = realIPHeaders[known]
+	}
+	if c.ProxyProtocol && c.TrustedProxies.Empty() {
+		return errors.New("--proxy-protocol: --trusted-proxies names nobody who may send a PROXY header")
 	}
 	for _, d := range []struct {
 		flag  string

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swarmgate/gateway/internal/httpapi"
+	"swarmgate/gateway/internal/networks"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/embedded"
@@ -120,12 +121,25 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			return fmt.Errorf("--http: %w", err)
 		}
 		f := g.metrics.front("http")
-		g.http = httpapi.New(httpapi.Options{Tracker: policy.Front(f), Metrics: f, Now: g.clock, MaxClients: g.HTTPClients})
+		g.http = httpapi.New(httpapi.Options{
+			Tracker:       policy.Front(f),
+			Metrics:       f,
+			Now:           g.clock,
+			MaxClients:    g.HTTPClients,
+			Trusted:       g.TrustedProxies,
+			RealIPHeader:  g.RealIPHeader,
+			ProxyProtocol: g.ProxyProtocol,
+			MayName:       g.IPFromQuery,
+		})
 	}
 	if g.UDP != "" {
 		g.secret = newSecret(g.Secret)
 		g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
 		f := g.metrics.front("udp")
+		var proxies networks.Set
+		if g.ProxyProtocol {
+			proxies = g.TrustedProxies
+		}
 		g.udp, err = udpproxy.Listen(ctx, udpproxy.Options{
 			Addr:      g.UDP,
 			SharePort: g.SharePort,
@@ -134,6 +148,8 @@ func (g *gateway) listen(ctx context.Context) (err error) {
 			Tracker:   policy.Front(f),
 			Metrics:   udpFront{f, g.metrics},
 			Now:       g.clock,
+			Proxies:   proxies,
+			MayName:   g.IPFromQuery,
 		})
 		if err != nil {
 			return fmt.Errorf("--udp: %w", err)
