@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"swarmgate/gateway/internal/access"
+	"swarmgate/gateway/internal/networks"
 	"swarmgate/gateway/internal/tracker"
 	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy"
@@ -36,6 +38,11 @@ type Config struct {
 
 	Access     swarm.Listing // what counts: Denied or Allowed
 	AccessFile string
+
+	TrustedProxies networks.Set
+	RealIPHeader   string // empty for none
+	ProxyProtocol  bool
+	IPFromQuery    networks.Set
 
 	Redis           []string
 	WaitReplicas    int
@@ -76,6 +83,9 @@ const (
 	commandAccess = "access"
 )
 
+// realIPHeaders may tell a client's address, the first one by default.
+var realIPHeaders = []string{"X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "True-Client-IP"}
+
 // errHelp says that help was asked for and printed.
 var errHelp = errors.New("help")
 
@@ -97,6 +107,10 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringVar(&c.AdminToken, "admin-token", "", "`TEXT` of 16 characters or more that changes of the access list through --admin need; better given as SWARMGATE_ADMIN_TOKEN")
 	mode := fs.String("access", "deny", "`MODE`: deny serves all swarms but the denied, allow none but the allowed; the same on all gateways")
 	fs.StringVar(&c.AccessFile, "access-file", "", "`FILE` of info hashes, 40 hexadecimal digits a line, that --access counts; read again on SIGHUP and when it changes")
+	fs.Var(&c.TrustedProxies, "trusted-proxies", "`NETWORKS` of proxies whose word on where their clients are counts, or addresses, with commas between (default: none)")
+	fs.StringVar(&c.RealIPHeader, "real-ip-header", realIPHeaders[0], "`NAME` of the HTTP header in which they say it: "+strings.Join(realIPHeaders, ", ")+"; empty for none")
+	fs.BoolVar(&c.ProxyProtocol, "proxy-protocol", false, "they may also say it in a PROXY header, before an HTTP connection or in a UDP datagram")
+	fs.Var(&c.IPFromQuery, "ip-from-query", "`NETWORKS` of clients whose announces may name another address than their own, with commas between (default: none)")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
@@ -260,6 +274,16 @@ func (c *Config) check(minIntervalGiven bool) error {
 		if _, err := adminAddrs(c.Admin); err != nil {
 			return fmt.Errorf("--admin: %w", err)
 		}
+	}
+	if c.RealIPHeader != "" {
+		known := slices.IndexFunc(realIPHeaders, func(name string) bool { return strings.EqualFold(name, c.RealIPHeader) })
+		if known < 0 {
+			return fmt.Errorf("--real-ip-header: %q is none of %s", c.RealIPHeader, strings.Join(realIPHeaders, ", "))
+		}
+		c.RealIPHeader = realIPHeaders[known]
+	}
+	if c.ProxyProtocol && c.TrustedProxies.Empty() {
+		return errors.New("--proxy-protocol: --trusted-proxies names nobody who may send a PROXY header")
 	}
 	for _, d := range []struct {
 		flag  string

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +55,19 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+func TestProxies(t *testing.T) {
+	c, err := parse(t, map[string]string{"SWARMGATE_TRUSTED_PROXIES": "10.0.0.0/8, 2001:db8::1", "SWARMGATE_IP_FROM_QUERY": ""}, "--real-ip-header", "cf-connecting-ip", "--proxy-protocol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.TrustedProxies.Contains(netip.MustParseAddr("10.1.2.3")) || !c.IPFromQuery.Empty() || c.RealIPHeader != "CF-Connecting-IP" || !c.ProxyProtocol {
+		t.Errorf("proxies are %+v", c)
+	}
+	if c, err = parse(t, nil, "--real-ip-header", ""); err != nil || c.RealIPHeader != "" || !c.TrustedProxies.Empty() || c.ProxyProtocol {
+		t.Errorf("without proxies: %+v, %v", c, err)
+	}
+}
+
 func TestWrongValuesNameTheirFlag(t *testing.T) {
 	for _, test := range []struct {
 		args []string
@@ -88,6 +102,11 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--redis", ","}, want: "--redis"},
 		{args: []string{"--admin", ":9-8"}, want: "--admin"},
 		{args: []string{"--admin", ":x"}, want: "--admin"},
+		{args: []string{"--trusted-proxies", "10.0.0.0/33"}, want: "--trusted-proxies"},
+		{args: []string{"--trusted-proxies", "10.0.0.1,"}, want: "--trusted-proxies"},
+		{args: []string{"--ip-from-query", "localhost"}, want: "--ip-from-query"},
+		{args: []string{"--real-ip-header", "Forwarded"}, want: "--real-ip-header"},
+		{args: []string{"--proxy-protocol"}, want: "--proxy-protocol"},
 		{args: []string{"--wait-replicas", "1"}, want: "--wait-replicas"},
 		{args: []string{"--wait-replicas=-1"}, want: "--wait-replicas"},
 		{args: []string{"--connection-ttl", "200h"}, want: "--connection-ttl"},
@@ -116,6 +135,7 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--redis", "http://:hunter22@x"}, want: "--redis"},
 		{args: []string{"--redis", "redis://:hunter22@x:y"}, want: "--redis"},
 		{env: map[string]string{"SWARMGATE_INTERVAL": "soon"}, want: "--interval"},
+		{env: map[string]string{"SWARMGATE_TRUSTED_PROXIES": "10"}, want: "--trusted-proxies"},
 		{env: map[string]string{"SWARMGATE_SECRET": "hunter22"}, want: "--secret"},
 	} {
 		var stdout, stderr bytes.Buffer

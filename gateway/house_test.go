@@ -10,18 +10,22 @@ import (
 // Each room of the house may import these packages of ours, and these of others
 // where the room is what keeps them in.
 var house = map[string][]string{
-	"swarmgate/swarmstore/swarm":         {},
-	"swarmgate/swarmstore":               {"swarmgate/swarmstore/swarm", goRedis},
-	"swarmgate/swarmstore/embedded":      {miniredis},
-	"swarmgate/udpproxy/bep15":           {"swarmgate/swarmstore/swarm"},
-	"swarmgate/udpproxy":                 {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15"},
-	"swarmgate/gateway/internal/access":  {"swarmgate/swarmstore/swarm"},
-	"swarmgate/gateway/internal/tracker": {"swarmgate/swarmstore/swarm"},
-	"swarmgate/gateway/internal/stats":   {"swarmgate/swarmstore/swarm"},
-	"swarmgate/gateway/internal/httpapi": {"swarmgate/swarmstore/swarm", fiber},
+	"swarmgate/swarmstore/swarm":          {},
+	"swarmgate/swarmstore":                {"swarmgate/swarmstore/swarm", goRedis},
+	"swarmgate/swarmstore/embedded":       {miniredis},
+	"swarmgate/udpproxy/bep15":            {"swarmgate/swarmstore/swarm"},
+	"swarmgate/udpproxy/proxyprotocol":    {},
+	"swarmgate/udpproxy":                  {"swarmgate/swarmstore/swarm", "swarmgate/udpproxy/bep15", proxyprotocol},
+	"swarmgate/gateway/internal/access":   {"swarmgate/swarmstore/swarm"},
+	"swarmgate/gateway/internal/networks": {},
+	"swarmgate/gateway/internal/tracker":  {"swarmgate/swarmstore/swarm"},
+	"swarmgate/gateway/internal/stats":    {"swarmgate/swarmstore/swarm"},
+	"swarmgate/gateway/internal/httpapi":  {"swarmgate/swarmstore/swarm", proxyprotocol, fiber},
 }
 
 const (
+	proxyprotocol = "swarmgate/udpproxy/proxyprotocol" // a codec of both front ends
+
 	goRedis   = "github.com/redis/go-redis/v9"
 	miniredis = "github.com/alicebob/miniredis/v2"
 	fiber     = "github.com/gofiber/fiber/v2"

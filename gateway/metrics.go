@@ -19,6 +19,7 @@ type metrics struct {
 	registry *prometheus.Registry
 
 	counters *stats.Counters
+	forged   *prometheus.CounterVec   // by kind
 	seconds  *prometheus.HistogramVec // by transport and kind
 
 	datagrams prometheus.Histogram
@@ -47,6 +48,7 @@ func newMetrics(networks bool) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		counters: stats.NewCounters(networks),
+		forged:   prometheus.NewCounterVec(counter("forged_addresses_total", "Addresses of clients, in an HTTP header, a PROXY header or a query, from who may name none."), []string{"kind"}),
 		seconds:  prometheus.NewHistogramVec(histogram("request_seconds", "From a request read to its answer found.", latency), []string{"transport", "kind"}),
 
 		datagrams: prometheus.NewHistogram(histogram("udp_batch_datagrams", "Datagrams that one call to the kernel gave.", sizes)),
@@ -62,7 +64,7 @@ func newMetrics(networks bool) *metrics {
 		lostEvents: prometheus.NewCounter(counter("completed_events_lost_total", "Events of --completed-events that came too fast, or that Redis did not take.")),
 	}
 	m.registry.MustRegister(
-		countsCollector{m.counters}, m.seconds, m.datagrams, m.dropped,
+		countsCollector{m.counters}, m.forged, m.seconds, m.datagrams, m.dropped,
 		m.exchangeOps, m.exchangeSeconds, m.exchangeErrors, m.refused, m.views, m.absorbed, m.lostEvents,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -135,12 +137,16 @@ func (c countsCollector) Collect(to chan<- prometheus.Metric) {
 // front is the metrics of one front end.
 type front struct {
 	*stats.FrontCounters
+	header, proxy, query           prometheus.Counter // forged addresses
 	announceSeconds, scrapeSeconds prometheus.Observer
 }
 
 func (m *metrics) front(transport string, counters *stats.FrontCounters) *front {
 	return &front{
 		FrontCounters:   counters,
+		header:          m.forged.WithLabelValues("header"),
+		proxy:           m.forged.WithLabelValues("proxy"),
+		query:           m.forged.WithLabelValues("query"),
 		announceSeconds: m.seconds.WithLabelValues(transport, "announce"),
 		scrapeSeconds:   m.seconds.WithLabelValues(transport, "scrape"),
 	}
@@ -158,6 +164,11 @@ func (f *front) Scraped(err error, took time.Duration) {
 	f.FrontCounters.Scraped(err)
 	f.scrapeSeconds.Observe(took.Seconds())
 }
+
+// ForgedHeader and those below are a front end's.
+func (f *front) ForgedHeader() { f.header.Inc() }
+func (f *front) ForgedProxy()  { f.proxy.Inc() }
+func (f *front) ForgedQuery()  { f.query.Inc() }
 
 // httpMetrics adds what connections have.
 type httpMetrics struct {

@@ -252,6 +252,11 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		MaxClients:  g.HTTPClients,
 		PathPrefix:  g.PathPrefix,
 		RedirectURL: g.RedirectURL,
+
+		Trusted:       g.TrustedProxies,
+		RealIPHeader:  g.RealIPHeader,
+		ProxyProtocol: g.ProxyProtocol,
+		MayName:       g.IPFromQuery,
 	}
 	if g.fleet != nil {
 		o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats.networks
@@ -286,6 +291,10 @@ func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, socket
 		Tracker:   policy.Front(f),
 		Metrics:   udpMetrics{f, g.metrics},
 		Now:       g.clock,
+		MayName:   g.IPFromQuery,
+	}
+	if g.ProxyProtocol {
+		o.Proxies = g.TrustedProxies
 	}
 	add := func() error {
 		server, err := udpproxy.Listen(ctx, o)

@@ -2,12 +2,14 @@ package udpproxy
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
 
 	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy/bep15"
+	"swarmgate/udpproxy/proxyprotocol"
 )
 
 const (
@@ -20,7 +22,8 @@ const (
 	// room for the others.
 	maxRequests = 32768
 
-	reasonPort = "Your client sent port 0."
+	reasonPort    = "Your client sent port 0."
+	reasonAddress = "Your client named an address that nobody can have."
 )
 
 // request is an announce or a scrape from its datagram to its answer.
@@ -75,7 +78,12 @@ const (
 func (h *handler) handle(now time.Time, data []byte, from route, r *request, out *outgoing) todo {
 	q := &r.question
 	client := from.client.Addr()
-	if q.Parse(data) != nil || from.client.Port() == 0 {
+	err := q.Parse(data)
+	if err != nil { // as that of a datagram with a PROXY header is
+		client, data = h.unwrap(client, data)
+		err = q.Parse(data)
+	}
+	if err != nil || from.client.Port() == 0 {
 		h.Metrics.Invalid()
 		return toNothing
 	}
@@ -99,10 +107,18 @@ func (h *handler) handle(now time.Time, data []byte, from route, r *request, out
 		out.add(from, func(b []byte) []byte { return bep15.AppendErrorReply(b, q.TransactionID, reasonPort) })
 		return toNothing
 	}
+	peer := client
+	if q.IP != [4]byte{} && h.MayName != nil && client.Is4() && h.MayName.Contains(client) {
+		if peer = netip.AddrFrom4(q.IP); peer.IsMulticast() {
+			h.Metrics.Invalid()
+			out.add(from, func(b []byte) []byte { return bep15.AppendErrorReply(b, q.TransactionID, reasonAddress) })
+			return toNothing
+		}
+	}
 	room := (maxPayload - bep15.AnnounceReplySize) / swarm.Size(client)
 	r.announce = swarm.Announce{
 		InfoHash: q.InfoHash,
-		Peer:     netip.AddrPortFrom(client, q.Port),
+		Peer:     netip.AddrPortFrom(peer, q.Port),
 		Event:    q.Event,
 		Left:     q.Left,
 		NumWant:  min(q.NumWant, room),
@@ -111,6 +127,23 @@ func (h *handler) handle(now time.Time, data []byte, from route, r *request, out
 		Answer:   swarm.Answer{Peers4: r.announce.Peers4, Peers6: r.announce.Peers6},
 	}
 	return toAnnounce
+}
+
+// unwrap takes the PROXY header from a datagram that is no request, and returns the client that
+// the header names and what follows it; where that makes no sense, something that is
+// no request either. (With a header a datagram is none: letters stand where its action would.)
+func (h *handler) unwrap(sender netip.Addr, data []byte) (client netip.Addr, rest []byte) {
+	client, size, err := proxyprotocol.Parse(data)
+	switch {
+	case errors.Is(err, proxyprotocol.ErrNone), errors.Is(err, proxyprotocol.ErrIncomplete):
+		return sender, nil
+	case h.Proxies == nil || !h.Proxies.Contains(sender):
+		h.Metrics.ForgedProxy()
+		return sender, nil
+	case !client.IsValid():
+		return sender, data[size:] // the proxy's own, or malformed
+	}
+	return client, data[size:]
 }
 
 // answerAnnounces sends the answers to announces that the tracker hands back.

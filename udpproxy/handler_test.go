@@ -3,6 +3,7 @@ package udpproxy
 import (
 	"bytes"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/pires/go-proxyproto"
 
 	"swarmgate/swarmstore/storetest"
 	"swarmgate/swarmstore/swarm"
@@ -65,7 +68,7 @@ func (f *fakeTracker) release() {
 	}
 }
 
-type fakeMetrics struct{ received, gotID, wrongID, dropped, invalid atomic.Int64 }
+type fakeMetrics struct{ received, gotID, wrongID, dropped, invalid, forged atomic.Int64 }
 
 func (m *fakeMetrics) Received(b Batch) {
 	m.received.Add(int64(b.Datagrams[0] + b.Datagrams[1]))
@@ -74,6 +77,7 @@ func (m *fakeMetrics) Received(b Batch) {
 }
 func (m *fakeMetrics) Dropped(n int) { m.dropped.Add(int64(n)) }
 func (m *fakeMetrics) Invalid()      { m.invalid.Add(1) }
+func (m *fakeMetrics) ForgedProxy()  { m.forged.Add(1) }
 
 // fakeConn keeps the last batch that was sent.
 type fakeConn struct {
@@ -220,6 +224,114 @@ func TestAnAnnounceArrivesWhole(t *testing.T) {
 	}
 }
 
+// header2 is a PROXY header of version 2, before a datagram from source.
+func header2(t testing.TB, source netip.Addr) []byte {
+	t.Helper()
+	from := net.UDPAddrFromAddrPort(netip.AddrPortFrom(source, 5000))
+	b, err := proxyproto.HeaderProxyFromAddrs(2, from, from).Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestDatagramsWithAProxysHeader(t *testing.T) {
+	proxy, stranger := route{client: netip.MustParseAddrPort("10.0.0.1:7")}, route{client: netip.MustParseAddrPort("10.0.0.2:7")}
+	local, err := (&proxyproto.Header{Version: 2, Command: proxyproto.LOCAL}).Format()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name    string
+		from    route
+		header  []byte
+		client  netip.Addr // invalid where the datagram is refused
+		forged  int64
+		proxies string
+	}{
+		{"IPv4", proxy, header2(t, client4), client4, 0, "10.0.0.1/32"},
+		{"IPv6 over IPv4", proxy, header2(t, client6), client6, 0, "10.0.0.1/32"},
+		{"4-in-6", proxy, []byte("PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n"), client4, 0, "10.0.0.1/32"},
+		{"version 1", proxy, []byte("PROXY TCP4 192.0.2.1 10.0.0.9 1 2\r\n"), client4, 0, "10.0.0.1/32"},
+		{"the proxy's own", proxy, local, proxy.client.Addr(), 0, "10.0.0.1/32"},
+		{"no header", proxy, nil, proxy.client.Addr(), 0, "10.0.0.1/32"},
+		{"a part of a header", proxy, header2(t, client4)[:13], netip.Addr{}, 0, "10.0.0.1/32"},
+		{"malformed", proxy, []byte("PROXY TCP4 192.0.2.1\r\n"), netip.Addr{}, 0, "10.0.0.1/32"},
+		{"from nobody", proxy, header2(t, netip.IPv4Unspecified()), netip.Addr{}, 0, "10.0.0.1/32"},
+		{"twice", proxy, append(header2(t, client4), header2(t, client4)...), netip.Addr{}, 0, "10.0.0.1/32"},
+		{"forged", stranger, header2(t, client4), netip.Addr{}, 1, "10.0.0.1/32"},
+		{"forged and malformed", stranger, []byte("PROXY TCP4 192.0.2.1\r\n"), netip.Addr{}, 1, "10.0.0.1/32"},
+		{"forged where nobody may", proxy, header2(t, client4), netip.Addr{}, 1, ""},
+		{"no header from elsewhere", stranger, nil, stranger.client.Addr(), 0, "10.0.0.1/32"},
+	} {
+		tracker := &fakeTracker{answer: answer}
+		o, metrics := testOptions(tracker)
+		if test.proxies != "" {
+			o.Proxies = netip.MustParsePrefix(test.proxies)
+		}
+		h, c := newHandler(o), &fakeConn{}
+		with := func(r bep15.Request) []byte { return append(bytes.Clone(test.header), r.Append(nil)...) }
+
+		var reply bep15.Reply
+		err := reply.Parse(ask(h, c, test.from, with(bep15.Request{Action: bep15.ActionConnect, TransactionID: 9})))
+		if (err == nil) != test.client.IsValid() {
+			t.Errorf("%s: %v", test.name, err)
+		}
+		if err == nil {
+			if !o.IDs.Valid(epoch, test.client, reply.ConnectionID) || c.out.to[0] != test.from {
+				t.Errorf("%s: the id is another's, or went to %v", test.name, c.out.to[0])
+			}
+			// The id is the client's: good behind another header, and not without.
+			announce := bep15.Request{Action: bep15.ActionAnnounce, ConnectionID: reply.ConnectionID, InfoHash: hashA, NumWant: 1, Port: 6881}
+			size := swarm.Size(test.client)
+			if b := ask(h, c, test.from, with(announce)); len(b) != bep15.AnnounceReplySize+size || tracker.last.Peer != netip.AddrPortFrom(test.client, 6881) {
+				t.Errorf("%s: announced as %v, answered %x", test.name, tracker.last.Peer, b)
+			}
+			if b := ask(h, c, test.from, announce.Append(nil)); (b == nil) != (test.client != test.from.client.Addr()) {
+				t.Errorf("%s: without the header answered %x", test.name, b)
+			}
+		} else if got := metrics.invalid.Load(); got != 1 {
+			t.Errorf("%s: counted %d as invalid", test.name, got)
+		}
+		if got := metrics.forged.Load(); got != test.forged {
+			t.Errorf("%s: counted %d as forged", test.name, got)
+		}
+	}
+}
+
+func TestTheAddressThatAnAnnounceNames(t *testing.T) {
+	named := [4]byte{203, 0, 113, 9}
+	for _, test := range []struct {
+		name    string
+		mayName string
+		client  netip.Addr
+		ip      [4]byte
+		want    string // peer, or nothing when refused
+	}{
+		{"nobody may", "", client4, named, "192.0.2.1"},
+		{"others may", "192.0.2.2/32", client4, named, "192.0.2.1"},
+		{"it may", "192.0.2.0/24", client4, named, "203.0.113.9"},
+		{"none is named", "192.0.2.0/24", client4, [4]byte{}, "192.0.2.1"},
+		{"multicast", "192.0.2.0/24", client4, [4]byte{224, 0, 0, 1}, ""},
+		{"the field is IPv4's only", "::/0", client6, named, "2001:db8::1"},
+	} {
+		tracker := &fakeTracker{answer: answer}
+		o, metrics := testOptions(tracker)
+		if test.mayName != "" {
+			o.MayName = netip.MustParsePrefix(test.mayName)
+		}
+		reply := ask(newHandler(o), &fakeConn{}, route{client: netip.AddrPortFrom(test.client, 5)}, (&bep15.Request{Action: bep15.ActionAnnounce,
+			ConnectionID: o.IDs.New(epoch, test.client), InfoHash: hashA, NumWant: 1, Port: 6881, IP: test.ip}).Append(nil))
+		if test.want == "" {
+			if !bytes.HasSuffix(reply, []byte(reasonAddress)) || metrics.invalid.Load() != 1 || tracker.asked.Load() != 0 {
+				t.Errorf("%s: answered %q", test.name, reply)
+			}
+		} else if got := tracker.last.Peer.Addr().String(); got != test.want || metrics.forged.Load()+metrics.invalid.Load() != 0 {
+			t.Errorf("%s: announced as %s", test.name, got)
+		}
+	}
+}
+
 func TestAnswersFitAPacketAnywhere(t *testing.T) {
 	tracker := &fakeTracker{answer: answer}
 	o, _ := testOptions(tracker)
@@ -314,6 +426,7 @@ func FuzzHandle(f *testing.F) {
 	f.Add((&bep15.Request{Action: bep15.ActionConnect}).Append(nil))
 	f.Add((&bep15.Request{Action: bep15.ActionAnnounce, ConnectionID: id, Port: 1, URLData: []byte("/x")}).Append(nil))
 	f.Add((&bep15.Request{Action: bep15.ActionScrape, ConnectionID: id, Hashes: make([]swarm.InfoHash, 3)}).Append(nil))
+	f.Add(append(header2(f, client4), (&bep15.Request{Action: bep15.ActionConnect}).Append(nil)...))
 	f.Fuzz(func(t *testing.T, datagram []byte) {
 		reply := ask(h, c, from4, datagram)
 		proved := len(datagram) >= 8 && bytes.Equal(datagram[:8], (&bep15.Request{Action: bep15.ActionScrape, ConnectionID: id}).Append(nil)[:8])
@@ -329,9 +442,11 @@ func FuzzHandle(f *testing.F) {
 func TestADatagramAllocatesNothing(t *testing.T) {
 	tracker := &fakeTracker{answer: answer}
 	o, _ := testOptions(tracker)
+	o.Proxies = netip.PrefixFrom(client6, 128)
 	h, c := newHandler(o), &fakeConn{sent: make([][]byte, 0, batchSize)}
 	connect := (&bep15.Request{Action: bep15.ActionConnect}).Append(nil)
 	announce := (&bep15.Request{Action: bep15.ActionAnnounce, ConnectionID: o.IDs.New(epoch, client4), InfoHash: hashA, NumWant: 50, Port: 1}).Append(nil)
+	proxied := append(header2(t, client4), announce...)
 	out := newOutgoing()
 	spare := h.requests.take(nil, batchSize)
 	batch := make([]*swarm.Announce, 0, batchSize)
@@ -339,8 +454,14 @@ func TestADatagramAllocatesNothing(t *testing.T) {
 		batch = batch[:0]
 		for range batchSize / 2 {
 			h.handle(epoch, connect, from4, spare[len(spare)-1], out)
-			r := spare[len(spare)-1]
-			if h.handle(epoch, announce, from4, r, out) == toAnnounce {
+			for _, d := range []struct {
+				data []byte
+				from route
+			}{{announce, from4}, {proxied, from6}} {
+				r := spare[len(spare)-1]
+				if h.handle(epoch, d.data, d.from, r, out) != toAnnounce {
+					t.Fatal("no announce")
+				}
 				r.conn = c
 				batch = append(batch, &r.announce)
 				spare = spare[:len(spare)-1]

@@ -41,14 +41,19 @@ type Metrics interface {
 	Dropped(datagrams int)
 	// Invalid counts a datagram that was met with silence or an error.
 	Invalid()
+	// ForgedProxy counts a PROXY header from who may send none.
+	ForgedProxy()
 }
 
-// Batch tells what some datagrams were. Arrays are by the family of the client's address, IPv4 first.
+// Batch tells what some datagrams were. Arrays are by the family of the sender's address, IPv4 first.
 type Batch struct {
 	Datagrams [2]int
 	GotID     [2]int // those that asked for a connection id
 	WrongID   int    // those that came with a wrong or an old one
 }
+
+// Networks tells whether an address lies in some networks.
+type Networks interface{ Contains(netip.Addr) bool }
 
 // Options of a Server.
 type Options struct {
@@ -60,6 +65,11 @@ type Options struct {
 	Tracker   Tracker
 	Metrics   Metrics
 	Now       func() time.Time
+
+	// Proxies may begin a datagram with a PROXY header, which names the client that it is from;
+	// the answer goes to the proxy without one. MayName are clients whose announces may name
+	// another IPv4 address. Nil is nobody.
+	Proxies, MayName Networks
 }
 
 // Server is the front end.

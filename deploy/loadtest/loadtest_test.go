@@ -43,6 +43,7 @@ func (f *fakeTracker) Scrape(time.Time, *swarm.Scrape, func(*swarm.Scrape)) {}
 func (f *fakeTracker) Received(udpproxy.Batch) {}
 func (f *fakeTracker) Dropped(int)             {}
 func (f *fakeTracker) Invalid()                {}
+func (f *fakeTracker) ForgedProxy()            {}
 
 func TestOverUDP(t *testing.T) {
 	tracker := &fakeTracker{seen: map[swarm.InfoHash]map[string]bool{}}

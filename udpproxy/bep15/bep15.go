@@ -53,14 +53,14 @@ type Request struct {
 	ConnectionID  uint64
 	TransactionID uint32
 
-	// Of an announce. The peer id, the address and the key that it names are of no
-	// use to a tracker.
+	// Of an announce. The peer id and the key that it names are of no use to a tracker.
 	InfoHash   swarm.InfoHash
 	PeerID     [20]byte
 	Downloaded uint64
 	Left       uint64
 	Uploaded   uint64
 	Event      swarm.Event
+	IP         [4]byte // that the client wishes to be known by; zeros for none, often garbage
 	Key        uint32
 	NumWant    int    // below 0: no wish
 	Port       uint16 // 0 when the client forgot it
@@ -106,6 +106,7 @@ func (r *Request) parseAnnounce(b []byte) error {
 	if e := binary.BigEndian.Uint32(b[80:]); e <= uint32(swarm.Paused) {
 		r.Event = swarm.Event(e)
 	}
+	r.IP = [4]byte(b[84:])
 	r.Key = binary.BigEndian.Uint32(b[88:])
 	r.NumWant = int(int32(binary.BigEndian.Uint32(b[92:])))
 	r.Port = binary.BigEndian.Uint16(b[96:])
@@ -168,7 +169,7 @@ func (r *Request) Append(dst []byte) []byte {
 		dst = binary.BigEndian.AppendUint64(dst, r.Left)
 		dst = binary.BigEndian.AppendUint64(dst, r.Uploaded)
 		dst = binary.BigEndian.AppendUint32(dst, uint32(r.Event))
-		dst = binary.BigEndian.AppendUint32(dst, 0) // the address that the datagram comes from
+		dst = append(dst, r.IP[:]...)
 		dst = binary.BigEndian.AppendUint32(dst, r.Key)
 		dst = binary.BigEndian.AppendUint32(dst, uint32(r.NumWant))
 		dst = binary.BigEndian.AppendUint16(dst, r.Port)

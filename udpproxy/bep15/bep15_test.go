@@ -37,7 +37,7 @@ const (
 var announced = Request{
 	Action: ActionAnnounce, ConnectionID: 0x0011223344556677, TransactionID: 0x12345678,
 	InfoHash: hash, PeerID: [20]byte([]byte("-CI0000-000000000000")),
-	Downloaded: 1, Left: 2, Uploaded: 3, Event: swarm.Started, Key: 9, NumWant: -1, Port: 6881,
+	Downloaded: 1, Left: 2, Uploaded: 3, Event: swarm.Started, IP: [4]byte{127, 0, 0, 1}, Key: 9, NumWant: -1, Port: 6881,
 }
 
 func with(r Request, change func(*Request)) Request {
@@ -111,7 +111,7 @@ func TestAppendRequests(t *testing.T) {
 		want string
 	}{
 		{Request{Action: ActionConnect, TransactionID: 0x12345678}, connect},
-		{announced, strings.Replace(announce, "7f000001", "00000000", 1)},
+		{announced, announce},
 		{Request{Action: ActionScrape, ConnectionID: 0x0011223344556677, TransactionID: 0x12345678, Hashes: []swarm.InfoHash{hash, {}}}, scrape},
 	} {
 		if got := test.r.Append(nil); !reflect.DeepEqual(got, unhex(t, test.want)) {

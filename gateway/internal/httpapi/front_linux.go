@@ -90,6 +90,7 @@ type conn struct {
 	fd       int
 	state    atomic.Uint32
 	addr     netip.Addr
+	opened   bool // it has begun with a PROXY header, which addr is from, or with none
 	head     head
 	request  *announce // that is with the tracker
 	in       []byte    // read, and not yet a request
@@ -113,7 +114,7 @@ func (s *Server) Serve(l net.Listener) error {
 	f, err := newFront(s, l)
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.front.Store(&front{}) // none
-		return s.app.Listener(listener{l, s.Metrics})
+		return s.app.Listener(clientListener{l, s})
 	}
 	if err != nil {
 		return err
@@ -399,7 +400,7 @@ func (l *loop) add(fd int) {
 	}
 	c := l.conns[fd]
 	c.addr = client
-	c.in, c.polled, c.served = nil, false, false
+	c.in, c.opened, c.polled, c.served = nil, false, false, false
 	c.deadline = time.Now().Add(readTimeout)
 	l.open.Add(1)
 	c.state.Store(reading)
@@ -438,8 +439,13 @@ func (l *loop) read(c *conn) {
 	b := l.in[:copy(l.in[:], c.in)]
 	for {
 		size, is := 0, incomplete
-		if len(b) > 0 {
-			size, is = c.head.read(b, l.front.under)
+		if len(b) > 0 && !c.opened {
+			var header int
+			c.addr, header, c.opened = l.front.open(b, c.addr)
+			b = l.in[:copy(l.in[:], b[header:])]
+		}
+		if len(b) > 0 && c.opened {
+			size, is = c.head.read(b, l.front.under, l.front.RealIPHeader)
 		}
 		switch {
 		case is == plain:
@@ -507,7 +513,7 @@ func (l *loop) request(c *conn, rest []byte) (kept bool) {
 	if c.in = append(c.in[:0], rest...); len(rest) == 0 {
 		c.in = nil
 	}
-	if reason := r.parse(c.head.query, c.addr); reason != "" {
+	if reason := f.read(r, c.head.query, f.client(c.addr, c.head.realIP)); reason != "" {
 		f.Metrics.Invalid(http.StatusOK)
 		r.body = appendFailure(r.body[:0], reason)
 		return c.answer()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -18,16 +19,17 @@ import (
 )
 
 // serveFiber answers with Fiber alone.
-func serveFiber(t *testing.T, tracker Tracker, clients int) (addr string, metrics *fakeMetrics) {
+func serveFiber(t *testing.T, o Options) (addr string, metrics *fakeMetrics) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	metrics = &fakeMetrics{}
-	s := New(Options{Tracker: tracker, Metrics: metrics, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
+	o.Metrics, o.Now = metrics, time.Now
+	s := New(o)
 	served := make(chan error, 1)
-	go func() { served <- s.app.Listener(l) }()
+	go func() { served <- s.app.Listener(clientListener{l, s}) }()
 	t.Cleanup(func() { _ = errors.Join(s.app.Shutdown(), <-served) })
 	return l.Addr().String(), metrics
 }
@@ -52,9 +54,9 @@ func halfClosed(t *testing.T, addr, request string, piece int) string {
 var date = regexp.MustCompile("Date: [^\r]*")
 
 func TestTheFrontAnswersAsFiberDoes(t *testing.T) {
-	tracker := &fakeTracker{answer: answer, counts: answer.Counts}
-	_, addr, metrics := serve(t, tracker, 100)
-	fiber, fiberMetrics := serveFiber(t, tracker, 100)
+	o := Options{Tracker: &fakeTracker{answer: answer, counts: answer.Counts}, MaxClients: 100, PathPrefix: "/t"}
+	_, addr, metrics := serveWith(t, o)
+	fiber, fiberMetrics := serveFiber(t, o)
 	get := "GET " + asked
 	requests := []string{
 		get + " HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -114,6 +116,15 @@ func TestTheFrontAnswersAsFiberDoes(t *testing.T) {
 	for i := range requests[:len(requests):len(requests)] { // and after another request
 		requests = append(requests, get+"&numwant=1 HTTP/1.1\r\nHost: y\r\n\r\n"+requests[i])
 	}
+	compare(t, requests, addr, fiber)
+	if got, want := metrics.invalid.Load(), fiberMetrics.invalid.Load(); got != want {
+		t.Errorf("%d requests are counted as invalid, by Fiber %d", got, want)
+	}
+}
+
+// compare checks that two servers answer alike, however requests come in.
+func compare(t *testing.T, requests []string, addr, fiber string) {
+	t.Helper()
 	for _, request := range requests {
 		for _, piece := range []int{len(request) + 1, 7, 1} {
 			if piece < 7 && len(request) > 1000 {
@@ -124,8 +135,44 @@ func TestTheFrontAnswersAsFiberDoes(t *testing.T) {
 			}
 		}
 	}
-	if got, want := metrics.invalid.Load(), fiberMetrics.invalid.Load(); got != want {
-		t.Errorf("%d requests are counted as invalid, by Fiber %d", got, want)
+}
+
+// Answers hold the client's address, so what is the same here is where both believe it to be.
+func TestTheFrontFindsClientsWhereFiberDoes(t *testing.T) {
+	v1, v2 := proxyHeader(t, 1, "198.51.100.7"), proxyHeader(t, 2, "2001:db8::7")
+	local := proxyHeader(t, 2, "")
+	var requests []string
+	for _, begin := range []string{"", v1, v2, local, v1 + v2, v1[:9], v2[:20], "PROXY TCP4 nobody\r\n", "PROXY", v2[:12] + "\x21\x11\xff\xff"} {
+		for _, header := range []string{"", "X-Forwarded-For: 203.0.113.1", "x-FORWARDED-for:203.0.113.1 , [2001:db8::1]:80,127.0.0.2",
+			"X-Forwarded-For: 203.0.113.1\r\nX: y\r\nX-Forwarded-For: 127.0.0.9", "X-Forwarded-For: 203.0.113.1, unknown", "X-Forwarded-For:",
+			"X-Forwarded-For: 203.0.113.1\t", "X-Forwarded-For: 127.0.0.3,, 127.0.0.4", "X-Forwarded-For: 203.0.113.1\r\nExpect: x"} {
+			for _, query := range []string{"", "&ip=203.0.113.2", "&ipv6=x"} {
+				requests = append(requests, strings.TrimSuffix(begin+"GET "+asked+query+" HTTP/1.1\r\nHost: x\r\n"+header, "\r\n")+"\r\n\r\n")
+			}
+		}
+		requests = append(requests, begin, begin+"GET /", begin+"GET / HTTP/1.1\r\n\r\n",
+			begin+"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\nGET "+asked+" HTTP/1.1\r\nX-Forwarded-For: 203.0.113.4\r\n\r\n")
+	}
+	for name, o := range map[string]Options{
+		"trusted":          {Trusted: netip.MustParsePrefix("127.0.0.0/8"), RealIPHeader: headerOfHops, ProxyProtocol: true, MayName: netip.MustParsePrefix("203.0.113.0/24")},
+		"without PROXY":    {Trusted: netip.MustParsePrefix("127.0.0.0/8"), RealIPHeader: headerOfHops, MayName: netip.MustParsePrefix("127.0.0.0/8")},
+		"another header":   {Trusted: netip.MustParsePrefix("127.0.0.0/8"), RealIPHeader: "X-Real-IP"},
+		"others trusted":   {Trusted: netip.MustParsePrefix("10.0.0.0/8"), RealIPHeader: headerOfHops, ProxyProtocol: true},
+		"nobody is":        {RealIPHeader: headerOfHops},
+		"a trusted source": {Trusted: proxies{"127.0.0.1", "198.51.100.7"}, RealIPHeader: headerOfHops, ProxyProtocol: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o.Tracker, o.MaxClients = &syncTracker{answer}, 100
+			_, addr, metrics := serveWith(t, o)
+			fiber, fiberMetrics := serveFiber(t, o)
+			compare(t, requests, addr, fiber)
+			if got, want := metrics.forged(), fiberMetrics.forged(); got != want {
+				t.Errorf("%v are counted as forged, by Fiber %v", got, want)
+			}
+			if got, want := metrics.invalid.Load(), fiberMetrics.invalid.Load(); got != want {
+				t.Errorf("%d requests are counted as invalid, by Fiber %d", got, want)
+			}
+		})
 	}
 }
 
@@ -142,12 +189,12 @@ func fiberAnswer(s *Server, c *memoryConn, request []byte) string {
 func checkHead(t *testing.T, s *Server, r *announce, request []byte) (is verdict) {
 	var h head
 	c := &memoryConn{}
-	size, is := h.read(request, s.under)
+	size, is := h.read(request, s.under, s.RealIPHeader)
 	if is != plain {
 		return is
 	}
 	r.body = r.body[:0]
-	if reason := r.parse(h.query, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()); reason != "" {
+	if reason := s.read(r, h.query, s.client(addrOf(c.RemoteAddr()), h.realIP)); reason != "" {
 		r.body = appendFailure(r.body, reason)
 	} else {
 		r.Answer = answer
@@ -160,10 +207,18 @@ func checkHead(t *testing.T, s *Server, r *announce, request []byte) (is verdict
 	return is
 }
 
+// behindProxies is a server that trusts where a memoryConn is from.
+func behindProxies() *Server {
+	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: "/t",
+		Trusted: netip.MustParsePrefix("10.0.0.0/8"), RealIPHeader: headerOfHops, MayName: netip.MustParsePrefix("::/0")})
+	s.app.Handler() // as Serve does, which connections of tests go past
+	return s
+}
+
 func FuzzHead(f *testing.F) {
-	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: "/t"})
-	s.app.Handler()
+	s := behindProxies()
 	f.Add([]byte("GET " + asked + " HTTP/1.1\r\nHost: x:1\r\nConnection: keep-alive\r\n\r\n"))
+	f.Add([]byte("GET " + asked + "&ip=1.2.3.4 HTTP/1.1\r\nX-Forwarded-For: ::1 , [::2]:3\r\nx-forwarded-for:10.0.0.1\r\n\r\n"))
 	f.Add([]byte("GET " + asked + " HTTP/1.0\r\nContent-Length: 1\r\nExpect: x\r\n\r\n"))
 	f.Add([]byte("GET /t/a/announce" + asked + " HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, request []byte) { checkHead(t, s, newAnnounce(), request) })
@@ -178,20 +233,19 @@ func TestFurtherPathsArePlain(t *testing.T) {
 		if want != incomplete {
 			request += "x HTTP/1.1\r\n\r\n"
 		}
-		if _, is := new(head).read([]byte(request), "/t/"); is != want {
+		if _, is := new(head).read([]byte(request), "/t/", ""); is != want {
 			t.Errorf("%s is %v", path, is)
 		}
 	}
 }
 
 func TestMutatedHeads(t *testing.T) {
-	s := New(Options{Tracker: &fakeTracker{answer: answer}, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: 10, PathPrefix: "/t"})
-	s.app.Handler()
+	s := behindProxies()
 	n := 200_000
 	if testing.Short() {
 		n /= 10
 	}
-	seed := []byte("GET " + asked + " HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\nConnection: close\r\nContent-Length:0\r\nExpect:\r\n\r\n")
+	seed := []byte("GET " + asked + " HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\nConnection: close\r\nX-Forwarded-For: 1.2.3.4,10.0.0.1\r\nX-Forwarded-For:10.0.0.2\r\nContent-Length:0\r\nExpect:\r\n\r\n")
 	alphabet := []byte(" \t\r\n:#%&=?/HTTP1.0\x00\x7f\xffcC-")
 	r, a, plains := rand.New(rand.NewPCG(3, 4)), newAnnounce(), 0
 	for range n {
@@ -217,7 +271,7 @@ func TestMutatedHeads(t *testing.T) {
 
 func TestClientsOfBothKindsAreBounded(t *testing.T) {
 	_, addr, _ := serve(t, &fakeTracker{answer: answer}, 2)
-	fiber, _ := serveFiber(t, &fakeTracker{answer: answer}, 2)
+	fiber, _ := serveFiber(t, Options{Tracker: &fakeTracker{answer: answer}, MaxClients: 2})
 	var refusals []string
 	for _, addr := range []string{addr, fiber} {
 		for _, request := range []string{"GET " + asked + " HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\n\r\n"} {
@@ -301,7 +355,7 @@ func TestHalfARequestTimesOut(t *testing.T) {
 	}
 	_, addr, _ := serve(t, &fakeTracker{answer: answer}, 100)
 	begun := time.Now()
-	for _, half := range []string{"", "GET /announce?info_hash="} {
+	for _, half := range []string{"", "GET /announce?info_hash=", "PROXY TCP4 "} {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
@@ -332,20 +386,32 @@ func (f *syncTracker) Announce(_ time.Time, batch []*swarm.Announce, answered fu
 func (f *syncTracker) Scrape(_ time.Time, s *swarm.Scrape, answered func(*swarm.Scrape)) { answered(s) }
 
 func TestTheFrontAllocatesNothing(t *testing.T) {
-	_, addr, _ := serve(t, &syncTracker{answer}, 100)
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	request, response := []byte("GET "+asked+" HTTP/1.1\r\nHost: x\r\n\r\n"), make([]byte, 4096)
-	storetest.Allocs(t, 0.1, func() {
-		if _, err := c.Write(request); err != nil {
+	s, addr, _ := serveWith(t, Options{Tracker: &syncTracker{answer}, MaxClients: 100,
+		Trusted: netip.MustParsePrefix("127.0.0.0/8"), RealIPHeader: headerOfHops, ProxyProtocol: true, MayName: netip.MustParsePrefix("203.0.113.0/24")})
+	for _, test := range []struct{ begin, query, header, client string }{
+		{"", "", "", "\x7f\x00\x00\x01"},
+		{"", "", "X-Forwarded-For: 198.51.100.7, 127.0.0.2\r\n", "\xc6\x33\x64\x07"},
+		{"", "&ipv4=198.51.100.7", "X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-For: [203.0.113.1]:80, 203.0.113.1:80\r\n", "\xc6\x33\x64\x07"},
+		{proxyHeader(t, 2, "198.51.100.7"), "", "", "\xc6\x33\x64\x07"},
+		{proxyHeader(t, 1, "127.0.0.2"), "", "X-Forwarded-For: 198.51.100.7\r\n", "\xc6\x33\x64\x07"},
+	} {
+		c := dial(t, addr)
+		defer c.Close()
+		if _, err := io.WriteString(c, test.begin); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := c.Read(response); err != nil || !bytes.HasSuffix(response[:n], []byte(golden)) {
-			t.Fatalf("%q, %v", response[:n], err)
+		request, response := []byte("GET "+asked+test.query+" HTTP/1.1\r\nHost: x\r\n"+test.header+"\r\n"), make([]byte, 4096)
+		want := []byte(strings.Replace(golden, "\x7f\x00\x00\x01", test.client, 1))
+		storetest.Allocs(t, 0.1, func() {
+			if _, err := c.Write(request); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := c.Read(response); err != nil || !bytes.HasSuffix(response[:n], want) {
+				t.Fatalf("%q, %v", response[:n], err)
+			}
+		})
+		if n := s.app.Server().GetOpenConnectionsCount(); n != 0 {
+			t.Errorf("%q: Fiber has the connection", test.header)
 		}
-	})
+	}
 }

@@ -11,7 +11,7 @@ import (
 type front struct{}
 
 // Serve answers on a listener until Shutdown.
-func (s *Server) Serve(l net.Listener) error { return s.app.Listener(listener{l, s.Metrics}) }
+func (s *Server) Serve(l net.Listener) error { return s.app.Listener(clientListener{l, s}) }
 
 // Shutdown closes the listener, ends idle connections, and waits for the answers
 // to requests in flight, as long as ctx lasts.

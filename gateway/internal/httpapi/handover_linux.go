@@ -16,7 +16,11 @@ func (c *conn) handOver(in, out []byte) {
 	if c.polled {
 		_ = c.loop.control(unix.EPOLL_CTL_DEL, c.fd, nil)
 	}
-	h := &handed{front: c.loop.front, in: bytes.Clone(in), until: c.deadline}
+	h := &handed{front: c.loop.front, until: c.deadline}
+	h.clientConn = clientConn{server: h.front.Server, in: bytes.Clone(in), opened: c.opened}
+	if c.opened {
+		h.remote = &net.TCPAddr{IP: c.addr.AsSlice()}
+	}
 	fd, l := c.fd, c.loop
 	c.state.Store(closed)
 	out = bytes.Clone(out)
@@ -49,7 +53,7 @@ func (f *front) take(c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	f.hand(&handed{front: f, Conn: c})
+	f.hand(&handed{front: f, clientConn: clientConn{Conn: c, server: f.Server}})
 }
 
 // admit counts a connection, unless there are too many.
@@ -95,22 +99,10 @@ func (f *front) Addr() net.Addr { return f.listener.Addr() }
 
 // handed is a connection that is Fiber's.
 type handed struct {
-	net.Conn
+	clientConn
 	front *front
-	in    []byte    // to read before the rest
 	until time.Time // the time that the first request has left, when set
 	once  sync.Once
-}
-
-func (h *handed) Read(b []byte) (int, error) {
-	if len(h.in) == 0 {
-		return h.Conn.Read(b)
-	}
-	n := copy(b, h.in)
-	if h.in = h.in[n:]; len(h.in) == 0 {
-		h.in = nil
-	}
-	return n, nil
 }
 
 // SetReadDeadline does not begin anew with a request that is half read.

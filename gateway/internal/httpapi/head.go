@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"strconv"
+	"strings"
 )
 
 // maxHead bounds the heads that are read here; longer ones are unusual.
@@ -10,9 +11,10 @@ const maxHead = 4 << 10
 
 // head is an announce's request line and what matters of its headers.
 type head struct {
-	query []byte // of the bytes that were read
-	old   bool   // HTTP/1.0
-	close bool   // the connection ends with the answer
+	query  []byte   // of the bytes that were read
+	realIP [][]byte // likewise: the values of the header that tells the client's address
+	old    bool     // HTTP/1.0
+	close  bool     // the connection ends with the answer
 }
 
 // What the bytes of a request are.
@@ -32,8 +34,9 @@ const (
 
 // read reads the head that b begins with. What it calls plain Fiber must understand the
 // same way; where that takes thought, the head is unusual. Announces are answered too at paths
-// that begin with under, unless that is empty.
-func (h *head) read(b []byte, under string) (size int, is verdict) {
+// that begin with under, unless that is empty. The header named realIP may tell the client's
+// address.
+func (h *head) read(b []byte, under, realIP string) (size int, is verdict) {
 	start, is := readVerb(b, under)
 	if is != plain {
 		return 0, is
@@ -59,7 +62,7 @@ func (h *head) read(b []byte, under string) (size int, is verdict) {
 			return 0, unusual
 		}
 	}
-	return h.readHeaders(b, rest)
+	return h.readHeaders(b, rest, realIP)
 }
 
 // readVerb finds where the query of an announce begins.
@@ -107,8 +110,8 @@ func letterOrDigit(c byte) bool {
 }
 
 // readHeaders reads up to the empty line.
-func (h *head) readHeaders(b, rest []byte) (size int, is verdict) {
-	h.close = h.old
+func (h *head) readHeaders(b, rest []byte, realIP string) (size int, is verdict) {
+	h.close, h.realIP = h.old, h.realIP[:0]
 	var hosts, connections int
 	for {
 		var line []byte
@@ -134,6 +137,9 @@ func (h *head) readHeaders(b, rest []byte) (size int, is verdict) {
 			}
 		}
 		value = bytes.Trim(value, " ")
+		if len(name) == len(realIP) && strings.EqualFold(string(name), realIP) {
+			h.realIP = append(h.realIP, value)
+		}
 		switch len(name) {
 		case len("Host"):
 			if bytes.EqualFold(name, []byte("Host")) {

@@ -66,10 +66,18 @@ func (f *fakeTracker) Scrape(_ time.Time, s *swarm.Scrape, answered func(*swarm.
 	go answered(s)
 }
 
-type fakeMetrics struct{ accepted, invalid atomic.Int64 }
+type fakeMetrics struct{ accepted, invalid, header, proxy, query atomic.Int64 }
 
 func (m *fakeMetrics) Accepted(netip.Addr) { m.accepted.Add(1) }
 func (m *fakeMetrics) Invalid(int)         { m.invalid.Add(1) }
+func (m *fakeMetrics) ForgedHeader()       { m.header.Add(1) }
+func (m *fakeMetrics) ForgedProxy()        { m.proxy.Add(1) }
+func (m *fakeMetrics) ForgedQuery()        { m.query.Add(1) }
+
+// forged are the counts of header, proxy and query.
+func (m *fakeMetrics) forged() [3]int64 {
+	return [...]int64{m.header.Load(), m.proxy.Load(), m.query.Load()}
+}
 
 var answer = swarm.Answer{
 	Counts:      swarm.Counts{Seeders: 3, Leechers: 1, PartialSeeds: 1, Downloads: 7},
@@ -82,13 +90,18 @@ var answer = swarm.Answer{
 // serve answers on a loopback address until the test ends.
 func serve(t *testing.T, tracker Tracker, clients int) (s *Server, addr string, metrics *fakeMetrics) {
 	t.Helper()
-	return serveWith(t, Options{Tracker: tracker, Metrics: &fakeMetrics{}, Now: time.Now, MaxClients: clients, PathPrefix: "/t"})
+	return serveWith(t, Options{Tracker: tracker, MaxClients: clients, PathPrefix: "/t"})
 }
 
 func serveWith(t *testing.T, o Options) (s *Server, addr string, metrics *fakeMetrics) {
 	t.Helper()
+	metrics = &fakeMetrics{}
+	o.Metrics = metrics
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	s = New(o)
-	return s, serveOn(t, s), o.Metrics.(*fakeMetrics)
+	return s, serveOn(t, s), metrics
 }
 
 // serveOn lets a server answer on a loopback address until the test ends.
@@ -208,7 +221,7 @@ func TestAnswers(t *testing.T) {
 // parse reads the query of an announce as the server does.
 func parse(query string) (*announce, string) {
 	r := newAnnounce()
-	return r, r.parse([]byte(query), netip.MustParseAddr("10.9.8.7"))
+	return r, r.parse([]byte(query), netip.MustParseAddr("10.9.8.7"), false)
 }
 
 func TestInfoHashInAnyEscaping(t *testing.T) {
@@ -618,9 +631,10 @@ func TestAMillionMutatedRequests(t *testing.T) {
 func TestAnAnnounceAllocatesNothing(t *testing.T) {
 	r := newAnnounce()
 	_, query, _ := strings.Cut(asked+"&event=started&numwant=50&uploaded=1&downloaded=2&compact=1&key=0a1b2c3d", "?")
+	query += "&ip=203.0.113.9&ipv6=[2001:db8::9]:6881"
 	raw, addr := []byte(query), netip.MustParseAddr("10.9.8.7")
 	storetest.Allocs(t, 0, func() {
-		if r.parse(raw, addr) != "" {
+		if r.parse(raw, addr, true) != "" {
 			t.Fatal("not parsed")
 		}
 		r.Counts, r.Interval = answer.Counts, answer.Interval
@@ -658,7 +672,7 @@ func FuzzQuery(f *testing.F) {
 				}
 			}
 		}
-		reason := r.parse([]byte(query), netip.MustParseAddr("::1"))
+		reason := r.parse([]byte(query), netip.MustParseAddr("::1"), true)
 		if reason == "" && (r.Peer.Port() == 0 || !bytes.HasPrefix(r.appendAnswer(nil), []byte("d8:complete"))) {
 			t.Errorf("%q gives %+v", query, r)
 		}

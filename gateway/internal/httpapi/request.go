@@ -13,16 +13,17 @@ import (
 // maxScrape is how many info hashes a scrape may name.
 const maxScrape = 100
 
-// parse reads the parameters of an announce from the client at addr, and returns
-// the reason why they make no sense. Of a parameter that comes twice the
-// last counts.
-func (r *announce) parse(query []byte, addr netip.Addr) (reason string) {
+// parse reads the parameters of an announce from the client at addr, which may name another
+// address or not, and returns the reason why they make no sense. Of a parameter that comes
+// twice the last counts.
+func (r *announce) parse(query []byte, addr netip.Addr, mayName bool) (reason string) {
 	*r = announce{
 		Announce: swarm.Announce{Left: swarm.UnknownLeft, NumWant: -1, Both: true, Complete: true, Answer: swarm.Answer{Peers4: r.Peers4, Peers6: r.Peers6}},
 		compact:  true,
 		batch:    r.batch, answered: r.answered, done: r.done, scratch: r.scratch, body: r.body,
 	}
 	hashes, ports := 0, 0
+	var names named
 	var port uint64
 	var key, value []byte
 	for len(query) > 0 && reason == "" {
@@ -56,6 +57,14 @@ func (r *announce) parse(query []byte, addr netip.Addr) (reason string) {
 			r.Event = event(value)
 		case "compact":
 			r.compact = string(value) != "0"
+		case "ip", "ipv4", "ipv6":
+			switch {
+			case len(value) == 0:
+			case mayName:
+				reason = names.read(key, value)
+			default:
+				r.forged = true
+			}
 		}
 	}
 	switch {
@@ -67,9 +76,48 @@ func (r *announce) parse(query []byte, addr netip.Addr) (reason string) {
 		return reasonHashes
 	case ports == 0:
 		return reasonNoPort
+	case !addr.IsValid():
+		return reasonAddress
+	}
+	if mayName {
+		addr = names.instead(addr)
 	}
 	r.Peer = netip.AddrPortFrom(addr, uint16(port))
 	return ""
+}
+
+// named are the addresses that an announce names (BEP 3 and 7).
+type named struct{ ip, ipv4, ipv6 netip.Addr }
+
+// read reads the address of a parameter, and returns the reason when it is none of its kind.
+func (n *named) read(parameter, value []byte) (reason string) {
+	addr := parseAddr(value)
+	switch kind := string(parameter); {
+	case kind == "ip" && addr.IsValid():
+		n.ip = addr
+	case kind == "ipv4" && addr.Is4():
+		n.ipv4 = addr
+	case kind == "ipv6" && addr.Is6():
+		n.ipv6 = addr
+	default:
+		return about(reasonNamed, string(parameter))
+	}
+	return ""
+}
+
+// instead is the address that the announce of an asker counts for. An announce is one peer, so
+// of both families the asker's own goes first.
+func (n *named) instead(asker netip.Addr) netip.Addr {
+	own, other := n.ipv4, n.ipv6
+	if asker.Is6() {
+		own, other = other, own
+	}
+	for _, addr := range []netip.Addr{n.ip, own, other} {
+		if addr.IsValid() {
+			return addr
+		}
+	}
+	return asker
 }
 
 func event(value []byte) swarm.Event {

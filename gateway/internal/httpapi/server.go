@@ -1,7 +1,8 @@
 // Package httpapi is the HTTP front end: announces (BEP 3, 7, 21, 23, 24, 31) and
 // scrapes (BEP 48) on Fiber. It reads requests (request.go), hands them to the
-// tracker, waits, and encodes the answers (bencode.go). On Linux an event loop in front of
-// Fiber answers plain announces (front_linux.go, head.go) and leaves it the rest.
+// tracker, waits, and encodes the answers (bencode.go). Trusted proxies tell it where
+// clients are (client.go). On Linux an event loop in front of Fiber answers plain
+// announces (front_linux.go, head.go) and leaves it the rest.
 //
 //	s := httpapi.New(httpapi.Options{Tracker: t, Metrics: m, Now: time.Now, MaxClients: 16384})
 //	go s.Serve(listener)
@@ -11,7 +12,6 @@ package httpapi
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -32,11 +32,19 @@ type Tracker interface {
 
 // Metrics is told what the tracker does not see.
 type Metrics interface {
-	// Accepted is a connection of this client.
-	Accepted(client netip.Addr)
+	// Accepted is a connection from this address.
+	Accepted(from netip.Addr)
 	// Invalid counts requests that got a failure reason, with the status 200, or a status of 400 or above.
 	Invalid(status int)
+	// ForgedHeader, ForgedProxy and ForgedQuery count requests, or for a PROXY header
+	// connections, with an address from who may name none.
+	ForgedHeader()
+	ForgedProxy()
+	ForgedQuery()
 }
+
+// Networks tells whether an address lies in some networks.
+type Networks interface{ Contains(netip.Addr) bool }
 
 // Options of a Server.
 type Options struct {
@@ -46,6 +54,12 @@ type Options struct {
 	MaxClients  int    // connections at a time; more are answered 503
 	PathPrefix  string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
 	RedirectURL string // that a browser which asks for / is sent to; empty for none
+
+	// What a client's address is taken from instead of its connection (client.go). Nil is nobody.
+	Trusted       Networks // whose headers tell it
+	RealIPHeader  string   // the HTTP header that does; empty for none
+	ProxyProtocol bool     // a PROXY header before a connection does too
+	MayName       Networks // whose announces may name another address in their query
 
 	Stats         Stats          // nil: there are none
 	Swarms        Swarms         // that they dump
@@ -130,7 +144,7 @@ func (s *Server) announce(c *fiber.Ctx) error {
 	}
 	r := s.announces.Get().(*announce)
 	defer s.announces.Put(r)
-	if reason := r.parse(c.Context().URI().QueryString(), remote(c)); reason != "" {
+	if reason := s.read(r, c.Context().URI().QueryString(), s.remote(c)); reason != "" {
 		return s.fail(c, reason)
 	}
 	s.Tracker.Announce(s.Now(), r.batch[:], r.answered)
@@ -172,37 +186,11 @@ func tooLong(c *fiber.Ctx) bool {
 	return len(h.Method())+len(" ")+len(h.RequestURI())+len(" ")+len(h.Protocol()) > maxRequestLine
 }
 
-// remote is the address that a connection comes from.
-func remote(c *fiber.Ctx) netip.Addr {
-	return addrOf(c.Context().RemoteAddr())
-}
-
-func addrOf(a net.Addr) netip.Addr {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return tcp.AddrPort().Addr().Unmap().WithZone("")
-}
-
-// listener counts the connections that Fiber accepts by itself.
-type listener struct {
-	net.Listener
-	metrics Metrics
-}
-
-func (l listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err == nil {
-		l.metrics.Accepted(addrOf(c.RemoteAddr()))
-	}
-	return c, err
-}
-
 // announce is one announce with what it needs again and again.
 type announce struct {
 	swarm.Announce
 	compact bool
+	forged  bool // its query names an address, and it may name none
 
 	batch    [1]*swarm.Announce // of itself
 	answered func([]*swarm.Announce)
@@ -241,6 +229,8 @@ const (
 	reasonHashSize = "Your client sent an info_hash that is not 20 bytes long."
 	reasonNoPort   = "Your client forgot to send its port."
 	reasonPort     = "Your client sent a port that is not a number from 1 to 65535."
+	reasonAddress  = "The proxy in front of this tracker did not say your address."
+	reasonNamed    = "What your client sent as $ is not such an address."
 	reasonNumber   = "What your client sent as $ is not a number."
 	reasonOverflow = "What your client sent as $ does not fit 64 bits."
 	reasonNoScrape = "A scrape needs an info_hash; this tracker does not list all its torrents."

@@ -133,6 +133,6 @@ func (d *dump) Close() error {
 }
 
 func (s *Server) mayReadStats(c *fiber.Ctx) bool {
-	client := remote(c)
+	client := s.remote(c)
 	return s.StatsNetworks == nil || slices.ContainsFunc(s.StatsNetworks, func(n netip.Prefix) bool { return n.Contains(client) })
 }

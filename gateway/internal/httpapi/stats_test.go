@@ -49,7 +49,7 @@ func TestStats(t *testing.T) {
 		{"/stats", loopback, nil, 404, ""},
 		{"/my/stats/", loopback, nil, 404, ""},
 	} {
-		o := Options{Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, MaxClients: 10, Stats: fakeStats{test.err}, StatsPath: "/my/stats", StatsNetworks: test.networks}
+		o := Options{Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{test.err}, StatsPath: "/my/stats", StatsNetworks: test.networks}
 		_, addr, metrics := serveWith(t, o)
 		status, body := get(t, addr, test.path)
 		if status != test.status || status == 200 && body != test.body {
@@ -75,7 +75,7 @@ func TestStatsAreOffWithoutAny(t *testing.T) {
 }
 
 func TestStatsSayWhatTheyAre(t *testing.T) {
-	_, addr, _ := serveWith(t, Options{Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats"})
+	_, addr, _ := serveWith(t, Options{Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats"})
 	for path, want := range map[string]string{"/stats": "text/plain", "/stats.json": "application/json"} {
 		raw := exchange(t, addr, "GET "+path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 		if !strings.Contains(raw, "\r\nContent-Type: "+want) {
@@ -102,7 +102,7 @@ func (f *fakeSwarms) Scan(_ context.Context, _ func() time.Time, yield func([]sw
 func TestDump(t *testing.T) {
 	swarms := &fakeSwarms{parts: make(chan []swarm.Entry, 1)}
 	o := Options{
-		Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms,
+		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms,
 		Now: func() time.Time { return time.Unix(1_800_000_059, 0) },
 	}
 	_, addr, _ := serveWith(t, o)
@@ -163,7 +163,7 @@ func TestDump(t *testing.T) {
 func TestADumpEndsWhenItsClientLeaves(t *testing.T) {
 	swarms := &fakeSwarms{parts: make(chan []swarm.Entry)}
 	s, addr, _ := serveWith(t, Options{
-		Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms, Now: time.Now,
+		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms,
 	})
 	c := dial(t, addr)
 	_, _ = io.WriteString(c, "GET /stats?mode=statedump HTTP/1.1\r\nHost: x\r\n\r\n")
