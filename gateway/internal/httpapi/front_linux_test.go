@@ -120,6 +120,9 @@ func TestTheFrontAnswersAsFiberDoes(t *testing.T) {
 	if got, want := metrics.invalid.Load(), fiberMetrics.invalid.Load(); got != want {
 		t.Errorf("%d requests are counted as invalid, by Fiber %d", got, want)
 	}
+	if got, want := metrics.accepted.Load(), fiberMetrics.accepted.Load(); got != want || got == 0 {
+		t.Errorf("%d connections are counted, by Fiber %d", got, want)
+	}
 }
 
 // compare checks that two servers answer alike, however requests come in.
