@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
@@ -61,11 +60,11 @@ type Config struct {
 	Secret        string
 	ConnectionTTL time.Duration
 	Decoys        float64 // of all peers
-	DecoyPrefixes []netip.Prefix
+	DecoyPrefixes networks.Set
 	HTTPClients   int
 	DrainTimeout  time.Duration
 
-	Stats         statsAccess
+	Stats         networks.Set // of who may read them; empty: they are off
 	StatsPath     string
 	StatsInterval time.Duration
 
@@ -127,11 +126,13 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
 	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
 	fs.Float64Var(&c.Decoys, "decoys", 0, "`SHARE` of all peers that are made up, 0.25 at most, so that an address in an answer proves nothing; the same on all gateways")
-	prefixes := fs.StringSlice("decoy-prefixes", nil, "`NETWORKS` that made-up peers have their addresses of (default: all public ones)")
+	fs.Var(&c.DecoyPrefixes, "decoy-prefixes", "`NETWORKS` that made-up peers have their addresses of, with commas between (default: all public ones)")
 	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most, on each address")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
-	c.Stats = statsAccess{networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
-	fs.Var(&c.Stats, "stats", "who may read statistics over HTTP: open, off, or `NETWORKS` with commas between")
+	if err := c.Stats.Set("127.0.0.0/8,::1/128"); err != nil {
+		return "", nil, err
+	}
+	fs.Var((*statsAccess)(&c.Stats), "stats", "who may read statistics over HTTP: open, off, or `NETWORKS` with commas between")
 	fs.StringVar(&c.StatsPath, "stats-path", "/stats", "`PATH` of the statistics; the same with .json behind it has all of them in one document")
 	fs.DurationVar(&c.StatsInterval, "stats-interval", time.Minute, "between looks at all swarms, which one gateway takes for all; 0 takes none")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
@@ -188,13 +189,6 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 		if *l.list, err = splitList(l.given); err != nil {
 			return "", nil, fmt.Errorf("--%s: %w", l.flag, err)
 		}
-	}
-	for _, text := range *prefixes {
-		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
-		if err != nil {
-			return "", nil, fmt.Errorf("--decoy-prefixes: %q is no network, like 192.0.2.0/24", text)
-		}
-		c.DecoyPrefixes = append(c.DecoyPrefixes, prefix)
 	}
 	if c.Log, err = logHandler(stderr, *level, *format); err != nil {
 		return "", nil, err
@@ -349,7 +343,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 	if !(c.Decoys >= 0 && c.Decoys <= tracker.MaxDecoys) {
 		return fmt.Errorf("--decoys: %v is not from 0 to %v", c.Decoys, tracker.MaxDecoys)
 	}
-	if len(c.DecoyPrefixes) > 0 && c.Decoys == 0 {
+	if !c.DecoyPrefixes.Empty() && c.Decoys == 0 {
 		return errors.New("--decoy-prefixes: there are no decoys without --decoys")
 	}
 	if c.SharePort && !canSharePort {
@@ -372,52 +366,27 @@ func (c *Config) policy() tracker.Policy {
 // statsPath is what a path may be that HTTP takes by its letter.
 var statsPath = regexp.MustCompile(`^/[A-Za-z0-9_./-]+$`)
 
-// statsAccess is who may read the statistics, a pflag.Value.
-type statsAccess struct {
-	off      bool
-	networks []netip.Prefix // nil: everybody
-}
-
-const statsOpen, statsOff = "open", "off"
+// statsAccess is the networks of who may read the statistics, as a flag that has words for all and none.
+type statsAccess networks.Set
 
 func (a *statsAccess) Set(text string) error {
 	switch text {
-	case statsOpen:
-		*a = statsAccess{}
-		return nil
-	case statsOff:
-		*a = statsAccess{off: true}
-		return nil
+	case "open":
+		text = "0.0.0.0/0,::/0"
+	case "off":
+		text = ""
+	case "":
+		return errors.New("names nobody; off does")
 	}
-	var networks []netip.Prefix
-	for _, word := range strings.Split(text, ",") {
-		word = strings.TrimSpace(word)
-		network, err := netip.ParsePrefix(word)
-		if addr, e := netip.ParseAddr(word); e == nil {
-			network, err = addr.Prefix(addr.BitLen())
-		}
-		if err != nil {
-			return fmt.Errorf("%q is none of open, off, a network like 10.0.0.0/8, an address", word)
-		}
-		networks = append(networks, network)
+	set, err := networks.Parse(text)
+	if err != nil {
+		return fmt.Errorf("%w, nor open or off", err)
 	}
-	*a = statsAccess{networks: networks}
+	*a = statsAccess(set)
 	return nil
 }
 
-func (a *statsAccess) String() string {
-	switch {
-	case a.off:
-		return statsOff
-	case a.networks == nil:
-		return statsOpen
-	}
-	var words []string
-	for _, n := range a.networks {
-		words = append(words, n.String())
-	}
-	return strings.Join(words, ",")
-}
+func (a *statsAccess) String() string { return (*networks.Set)(a).String() }
 
 func (a *statsAccess) Type() string { return "list of networks, nor open or off" }
 

@@ -238,18 +238,28 @@ func TestAdminAddresses(t *testing.T) {
 }
 
 func TestWhoMayReadStatistics(t *testing.T) {
-	for text, want := range map[string]string{
-		"open":                          "open",
-		"off":                           "off",
-		"10.0.0.0/8, 2001:db8::/32,::1": "10.0.0.0/8,2001:db8::/32,::1/128",
+	for _, test := range []struct {
+		flags   []string
+		in, out []string
+	}{
+		{nil, []string{"127.0.0.2", "::1"}, []string{"128.0.0.0", "::2"}},
+		{[]string{"--stats", "open"}, []string{"192.0.2.1", "2001:db8::1"}, nil},
+		{[]string{"--stats", "off"}, nil, []string{"127.0.0.1", "::1"}},
+		{[]string{"--stats", "10.0.0.0/8, ::2"}, []string{"10.1.2.3", "::2"}, []string{"127.0.0.1", "::1"}},
 	} {
-		_, c, err := parseConfig([]string{"--stats", text}, func(string) (string, bool) { return "", false }, io.Discard, io.Discard)
-		if err != nil || c.Stats.String() != want {
-			t.Errorf("%q is %v, %v", text, c, err)
+		c, err := parse(t, nil, test.flags...)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	_, c, err := parseConfig(nil, func(string) (string, bool) { return "", false }, io.Discard, io.Discard)
-	if err != nil || c.Stats.String() != "127.0.0.0/8,::1/128" {
-		t.Errorf("by default it is %v, %v", c, err)
+		for _, addr := range test.in {
+			if !c.Stats.Contains(netip.MustParseAddr(addr)) {
+				t.Errorf("%v refuses %s", test.flags, addr)
+			}
+		}
+		for _, addr := range test.out {
+			if c.Stats.Contains(netip.MustParseAddr(addr)) {
+				t.Errorf("%v lets %s read", test.flags, addr)
+			}
+		}
 	}
 }

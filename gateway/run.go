@@ -85,7 +85,7 @@ type httpFront struct {
 // run starts a gateway, tells started where it listens, and returns when ctx has
 // ended and the requests in flight are answered, or what made it fail.
 func run(ctx context.Context, c *Config, stdout io.Writer, started func(listening)) error {
-	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.off)}
+	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.Empty())}
 	c.outlives(g.log)
 	defer g.close()
 	var as *account
@@ -150,7 +150,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
 		Downloaded:   g.downloaded,
-		Renewals:     !g.Stats.off,
+		Renewals:     !g.Stats.Empty(),
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
@@ -188,7 +188,7 @@ func version() string {
 // newTracker makes what the front ends and the statistics share.
 func (g *gateway) newTracker() *tracker.Tracker {
 	if g.Decoys > 0 {
-		g.decoys = tracker.NewDecoys(g.Decoys, g.DecoyPrefixes)
+		g.decoys = tracker.NewDecoys(g.Decoys, g.DecoyPrefixes.Prefixes())
 		g.disguise = newSecret(g.Secret, "decoys")
 		if g.Secret != "" {
 			g.decoys.SetKey(g.disguise)
@@ -207,7 +207,7 @@ func (g *gateway) listen(ctx context.Context) error {
 		return err
 	}
 	policy := g.newTracker()
-	if !g.Stats.off {
+	if !g.Stats.Empty() {
 		g.fleet = stats.NewFleet(stats.Options{
 			Store:    g.store,
 			Swarms:   policy,
@@ -259,7 +259,7 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		MayName:       g.IPFromQuery,
 	}
 	if g.fleet != nil {
-		o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats.networks
+		o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats
 	}
 	for _, l := range listeners {
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})

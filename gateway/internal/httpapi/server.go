@@ -61,10 +61,10 @@ type Options struct {
 	ProxyProtocol bool     // a PROXY header before a connection does too
 	MayName       Networks // whose announces may name another address in their query
 
-	Stats         Stats          // nil: there are none
-	Swarms        Swarms         // that they dump
-	StatsPath     string         // and with .json behind it
-	StatsNetworks []netip.Prefix // of those who may read them; nil: everybody
+	Stats         Stats    // nil: there are none
+	Swarms        Swarms   // that they dump
+	StatsPath     string   // and with .json behind it
+	StatsNetworks Networks // of who may read them; nil is nobody
 }
 
 // Bounds of what a client may send and for how long it may dally.

@@ -7,8 +7,6 @@ import (
 	"io"
 	"iter"
 	"net"
-	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -133,6 +131,5 @@ func (d *dump) Close() error {
 }
 
 func (s *Server) mayReadStats(c *fiber.Ctx) bool {
-	client := s.remote(c)
-	return s.StatsNetworks == nil || slices.ContainsFunc(s.StatsNetworks, func(n netip.Prefix) bool { return n.Contains(client) })
+	return among(s.StatsNetworks, s.remote(c))
 }

@@ -24,23 +24,25 @@ func (f fakeStats) Page(_ context.Context, mode string) (page []byte, known bool
 
 func (f fakeStats) JSON(context.Context) ([]byte, error) { return []byte("{}"), f.err }
 
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
 func TestStats(t *testing.T) {
-	loopback := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8")}
-	elsewhere := loopback[:1]
+	elsewhere := netip.MustParsePrefix("10.0.0.0/8")
 	away := errors.New("the store is away")
 	for _, test := range []struct {
 		path     string
-		networks []netip.Prefix
+		networks Networks
 		err      error
 		status   int
 		body     string
 	}{
-		{"/my/stats", nil, nil, 200, "page peer"},
+		{"/my/stats", loopback, nil, 200, "page peer"},
 		{"/my/stats?x=y", loopback, nil, 200, "page peer"},
 		{"/my/stats?mode=top10", loopback, nil, 200, "page top10"},
 		{"/my/stats?mode=", loopback, nil, 400, ""},
 		{"/my/stats?mode=nosuch", loopback, nil, 400, ""},
 		{"/my/stats.json", loopback, nil, 200, "{}"},
+		{"/my/stats", nil, nil, 403, ""},
 		{"/my/stats", elsewhere, nil, 403, ""},
 		{"/my/stats?mode=nosuch", elsewhere, nil, 403, ""},
 		{"/my/stats.json", elsewhere, nil, 403, ""},
@@ -65,6 +67,19 @@ func TestStats(t *testing.T) {
 	}
 }
 
+func TestStatsBehindAProxy(t *testing.T) {
+	_, addr, _ := serveWith(t, Options{
+		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: proxies{"192.0.2.1"},
+		Trusted: loopback, RealIPHeader: headerOfHops,
+	})
+	for client, want := range map[string]string{"192.0.2.1": "200", "192.0.2.2": "403", "nonsense": "403"} {
+		raw := exchange(t, addr, "GET /stats HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: "+client+"\r\nConnection: close\r\n\r\n")
+		if !strings.HasPrefix(raw, "HTTP/1.1 "+want) {
+			t.Errorf("%s gets %q", client, raw)
+		}
+	}
+}
+
 func TestStatsAreOffWithoutAny(t *testing.T) {
 	_, addr, _ := serve(t, &fakeTracker{}, 10)
 	for _, path := range []string{"/stats", "/stats.json"} {
@@ -75,7 +90,7 @@ func TestStatsAreOffWithoutAny(t *testing.T) {
 }
 
 func TestStatsSayWhatTheyAre(t *testing.T) {
-	_, addr, _ := serveWith(t, Options{Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats"})
+	_, addr, _ := serveWith(t, Options{Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback})
 	for path, want := range map[string]string{"/stats": "text/plain", "/stats.json": "application/json"} {
 		raw := exchange(t, addr, "GET "+path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 		if !strings.Contains(raw, "\r\nContent-Type: "+want) {
@@ -102,7 +117,7 @@ func (f *fakeSwarms) Scan(_ context.Context, _ func() time.Time, yield func([]sw
 func TestDump(t *testing.T) {
 	swarms := &fakeSwarms{parts: make(chan []swarm.Entry, 1)}
 	o := Options{
-		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms,
+		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback, Swarms: swarms,
 		Now: func() time.Time { return time.Unix(1_800_000_059, 0) },
 	}
 	_, addr, _ := serveWith(t, o)
@@ -163,7 +178,7 @@ func TestDump(t *testing.T) {
 func TestADumpEndsWhenItsClientLeaves(t *testing.T) {
 	swarms := &fakeSwarms{parts: make(chan []swarm.Entry)}
 	s, addr, _ := serveWith(t, Options{
-		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", Swarms: swarms,
+		Tracker: &fakeTracker{}, MaxClients: 10, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback, Swarms: swarms,
 	})
 	c := dial(t, addr)
 	_, _ = io.WriteString(c, "GET /stats?mode=statedump HTTP/1.1\r\nHost: x\r\n\r\n")

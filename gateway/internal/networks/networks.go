@@ -59,6 +59,14 @@ func (s Set) Contains(addr netip.Addr) bool {
 	return s.set != nil && s.set.Contains(addr.Unmap().WithZone(""))
 }
 
+// Prefixes are the fewest that make up the set.
+func (s Set) Prefixes() []netip.Prefix {
+	if s.set == nil {
+		return nil
+	}
+	return s.set.Prefixes()
+}
+
 // Empty says that the set contains nothing.
 func (s Set) Empty() bool { return s.set == nil }
 
@@ -70,4 +78,4 @@ func (s *Set) Set(text string) (err error) {
 
 func (s *Set) String() string { return s.text }
 
-func (s *Set) Type() string { return "networks" }
+func (s *Set) Type() string { return "list of networks" }

@@ -2,6 +2,7 @@ package networks
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -46,6 +47,19 @@ func TestContains(t *testing.T) {
 		}
 		if s.Contains(netip.Addr{}) {
 			t.Errorf("%q contains no address at all", test.text)
+		}
+	}
+}
+
+func TestPrefixes(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                              "[]",
+		"10.0.0.0/8, 10.1.0.0/16, ::1":  "[10.0.0.0/8 ::1/128]",
+		"192.0.2.128/25,192.0.2.7/25":   "[192.0.2.0/24]",
+		"2001:db8::/32,::ffff:10.0.0.1": "[10.0.0.1/32 2001:db8::/32]",
+	} {
+		if s, err := Parse(text); err != nil || fmt.Sprint(s.Prefixes()) != want {
+			t.Errorf("%q is %v, %v", text, s.Prefixes(), err)
 		}
 	}
 }
