@@ -1,7 +1,7 @@
 #!/bin/sh
-# Joins the nodes at the addresses given into one Redis Cluster: at first the first half are masters and the others
-# their replicas. What is done already is left as it is, so it may run at any time: it forms a new cluster, finishes
-# a half-formed one, takes in a node that was made anew, and does nothing to a whole one.
+# Joins the nodes at the addresses or names given into one Redis Cluster: at first the first half are masters and the
+# others their replicas. What is done already is left as it is, so it may run at any time: it forms a new cluster,
+# finishes a half-formed one, takes in a node that was made anew, at another address too, and does nothing to a whole one.
 set -eu
 
 first=$1
@@ -32,6 +32,13 @@ await() {
 
 answers() { [ "$(ask "$1" ping 2>&1)" = PONG ]; }
 info() { ask "$1" cluster info | tr -d '\r' | grep -qx "$2"; }
+assigned() { ask "$1" cluster info | grep cluster_slots_assigned; }
+agree() { for one; do [ "$(assigned "$one")" = "$(assigned "$first")" ] || return 1; done; }
+# The nodes meet at addresses, which may be other ones at each start where nodes are given by name.
+address() {
+	ip=$(ask "$1" config get cluster-announce-ip | tail -n 1)
+	echo "${ip:-$1}"
+}
 id() { ask "$1" cluster myid; }
 known() { ask "$1" cluster nodes | grep -q "^$2 .* connected"; }
 # empty NODE: it is a master of nothing.
@@ -50,26 +57,35 @@ for node; do
 	await "$node answers" answers "$node"
 done
 for node; do
-	[ "$node" = "$first" ] || ask "$first" cluster meet "$node" 6379 >/dev/null
+	[ "$node" = "$first" ] || ask "$first" cluster meet "$(address "$node")" 6379 >/dev/null
 done
 for node; do
 	for other; do
 		await "$node knows $other" known "$node" "$(id "$other")"
 	done
 done
-# Whom a node made anew replaced.
-for gone in $(ask "$first" cluster nodes | awk '$3 ~ /noaddr/ { print $1 }'); do
-	for node; do
+# Whom a node made anew replaced: it has no address any more or has failed, and no replica is about to take its place.
+ids=$(for node; do id "$node"; done | tr '\n' ' ')
+for node; do
+	for gone in $(ask "$node" cluster nodes | awk -v ids="$ids" '
+		$3 ~ /noaddr|fail(,|$)/ && !index(ids, $1) { gone[$1] = 1 }
+		$3 ~ /slave/ && $3 !~ /noaddr|fail/ { replaced[$4] = 1 }
+		END { for (n in gone) if (!(n in replaced)) print n }'); do
 		ask "$node" cluster forget "$gone" >/dev/null || true
 	done
 done
 
+await "the nodes agree on how many slots somebody has" agree "$@"
 if ! info "$first" "cluster_slots_assigned:$slots"; then
 	i=0
-	for node; do
-		[ $i -lt $masters ] || break
-		# Fails where slots are taken, as in a cluster that was half formed.
-		ask "$node" cluster addslotsrange $((slots * i / masters)) $((slots * (i + 1) / masters - 1)) >/dev/null || true
+	while [ $i -lt $masters ]; do
+		for node; do
+			# Refused where somebody has the slots.
+			if empty "$node" &&
+				[ "$(ask "$node" cluster addslotsrange $((slots * i / masters)) $((slots * (i + 1) / masters - 1)))" = OK ]; then
+				break
+			fi
+		done
 		i=$((i + 1))
 	done
 fi

@@ -10,4 +10,14 @@ if [ -s /tmp/nodes.conf ]; then
 fi
 
 # A quarter stays for replication buffers and copies on write.
-exec docker-entrypoint.sh /swarmgate/redis.conf --maxmemory "$((NODE_MEMORY_MB * 3 / 4))mb"
+set -- /swarmgate/redis.conf --maxmemory "$((NODE_MEMORY_MB * 3 / 4))mb"
+# Where a node has another address at each start, it tells the others which.
+if [ -n "${POD_IP:-}" ]; then
+	set -- "$@" --cluster-announce-ip "$POD_IP"
+fi
+# The password that redis-cli takes from the same variable. In a file, as every process may read a command line.
+if [ -n "${REDISCLI_AUTH:-}" ]; then
+	(umask 077 && printf 'requirepass "%s"\nmasterauth "%s"\n' "$REDISCLI_AUTH" "$REDISCLI_AUTH" >/tmp/auth.conf)
+	set -- "$@" --include /tmp/auth.conf
+fi
+exec docker-entrypoint.sh "$@"
