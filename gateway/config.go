@@ -67,6 +67,8 @@ type Config struct {
 	Stats         networks.Set // of who may read them; empty: they are off
 	StatsPath     string
 	StatsInterval time.Duration
+	FullScrape    networks.Set // of who may have one
+	FullScrapeTTL time.Duration
 
 	Log slog.Handler
 
@@ -132,8 +134,11 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	if err := c.Stats.Set("127.0.0.0/8,::1/128"); err != nil {
 		return "", nil, err
 	}
-	fs.Var((*statsAccess)(&c.Stats), "stats", "who may read statistics over HTTP: open, off, or `NETWORKS` with commas between")
+	fs.Var((*audience)(&c.Stats), "stats", "who may read statistics over HTTP: open, off, or `NETWORKS` with commas between")
 	fs.StringVar(&c.StatsPath, "stats-path", "/stats", "`PATH` of the statistics; the same with .json behind it has all of them in one document")
+	c.FullScrape, _ = networks.Parse(everybody)
+	fs.Var((*audience)(&c.FullScrape), "fullscrape", "who may have a list of all swarms, once in five minutes: on, off, or `NETWORKS` with commas between")
+	fs.DurationVar(&c.FullScrapeTTL, "fullscrape-ttl", 5*time.Minute, "how long one look at all swarms answers all who want a list")
 	fs.DurationVar(&c.StatsInterval, "stats-interval", time.Minute, "between looks at all swarms, which one gateway takes for all; 0 takes none")
 	level := fs.String("log-level", "info", "`LEVEL`: debug, info, warn or error")
 	format := fs.String("log-format", "text", "`FORMAT`: text or json")
@@ -293,6 +298,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 		{"drain-timeout", c.DrainTimeout, false},
 		{"repeat-window", c.RepeatWindow, true},
 		{"stats-interval", c.StatsInterval, true},
+		{"fullscrape-ttl", c.FullScrapeTTL, false},
 	} {
 		if d.value < time.Second && !(d.zero && d.value == 0) {
 			return fmt.Errorf("--%s: %v is below one second", d.flag, d.value)
@@ -366,13 +372,15 @@ func (c *Config) policy() tracker.Policy {
 // statsPath is what a path may be that HTTP takes by its letter.
 var statsPath = regexp.MustCompile(`^/[A-Za-z0-9_./-]+$`)
 
-// statsAccess is the networks of who may read the statistics, as a flag that has words for all and none.
-type statsAccess networks.Set
+// audience is the networks of who may read something, as a flag that has words for all and none.
+type audience networks.Set
 
-func (a *statsAccess) Set(text string) error {
+const everybody = "0.0.0.0/0,::/0"
+
+func (a *audience) Set(text string) error {
 	switch text {
-	case "open":
-		text = "0.0.0.0/0,::/0"
+	case "open", "on":
+		text = everybody
 	case "off":
 		text = ""
 	case "":
@@ -382,13 +390,13 @@ func (a *statsAccess) Set(text string) error {
 	if err != nil {
 		return fmt.Errorf("%w, nor open or off", err)
 	}
-	*a = statsAccess(set)
+	*a = audience(set)
 	return nil
 }
 
-func (a *statsAccess) String() string { return (*networks.Set)(a).String() }
+func (a *audience) String() string { return (*networks.Set)(a).String() }
 
-func (a *statsAccess) Type() string { return "list of networks, nor open or off" }
+func (a *audience) Type() string { return "list of networks, nor open or off" }
 
 // outlives warns of what works but is seldom meant.
 func (c *Config) outlives(log *slog.Logger) {

@@ -178,6 +178,7 @@ type httpMetrics struct {
 
 func (f httpMetrics) Accepted(client netip.Addr) { f.counters.Accepted(client) }
 func (f httpMetrics) Invalid(status int)         { f.counters.InvalidHTTP(status) }
+func (f httpMetrics) FullScraped(bytes int)      { f.counters.FullScraped(bytes) }
 
 // udpMetrics adds what datagrams have.
 type udpMetrics struct {

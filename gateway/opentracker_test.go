@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -34,6 +35,7 @@ type side struct {
 	http, udp string
 	id        uint64 // of a UDP connection
 	conn      net.Conn
+	from      byte // the last byte of the loopback address that asks; 0: any
 }
 
 // opentracker starts Debian's, which serves the torrents of a list only.
@@ -81,7 +83,11 @@ func opentracker(t *testing.T, hashes ...swarm.InfoHash) *side {
 // get is the answer to a request: its status, and what its body says.
 func (s *side) get(path string) fields {
 	s.t.Helper()
-	response, err := httpClient.Get(s.http + path)
+	transport := &http.Transport{DisableKeepAlives: true}
+	if s.from != 0 {
+		transport.DialContext = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, s.from)}}).DialContext
+	}
+	response, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get(s.http + path)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -287,6 +293,10 @@ var rules = []rule{
 	{"HTTP scrape.*", "files/.*/downloaders", `\d+`, "", false, "BEP 21"},
 	{"HTTP scrape of an unknown swarm", "files", "", "none", false, "ours tells of every swarm that it was asked for"},
 	{"HTTP scrape of an unknown swarm", "files/.*", "0", "", false, "as above"},
+	{"HTTP statistics top10", "body", "(.*)Top 10 torrents by leechers:\n.*", ".*", false, "opentracker has them since 2024, Debian's is older"},
+	{"HTTP announce of what is not served", "interval|retry in", "1620 to 1980|never", "", false, "BEP 31, and for who does not know it a time"},
+	{"UDP announce of what is not served", "answer", "", "8 bytes", false, "an error that a client can show"},
+	{"UDP announce of what is not served", "action|transaction|reason", "3|77|Requested download is not authorized for use with this tracker.", "", false, "as above"},
 	{"UDP with an id that nobody gave", "answer", "none", "", false, "nothing is sent to who has not proved to be there"},
 	{"UDP with an id that nobody gave", anything, "", anything, false, "as above"},
 	{"UDP announce with port 0", "reason", "Your client sent port 0.", "", false, "a peer without a port is of no use to anybody"},
@@ -304,7 +314,11 @@ func contains(all, some []string) bool {
 // TestSideBySideWithOpentracker asks both the same and compares the answers field by field.
 func TestSideBySideWithOpentracker(t *testing.T) {
 	theirs := opentracker(t, hashA, hashB, hashC)
-	g := gatewayWith(t, "--view-ttl", "0")
+	list := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(list, fmt.Appendf(nil, "%X\n%x\n%x\n", hashA, hashB, hashC), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g := gatewayWith(t, "--access", "allow", "--access-file", list, "--view-ttl", "0", "--stats-interval", "1s", "--fullscrape-ttl", "1s")
 	ours := &side{t: t, http: "http://" + g.HTTP, udp: g.UDP}
 
 	used := make([]bool, len(rules))
@@ -357,21 +371,6 @@ func TestSideBySideWithOpentracker(t *testing.T) {
 	get("scrape", "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa")
 	get("scrape of an unknown swarm", "/scrape?info_hash=cccccccccccccccccccc")
 
-	const c = "/announce?peer_id=-XX0000-000000000000&info_hash=cccccccccccccccccccc&"
-	get("announce of 4 GiB left", c+"port=1006&left=4294967296")
-	get("announce without a port", c+"left=5")
-	get("announce with port 0", c+"left=5&port=0")
-	get("announce with a port too large", c+"left=5&port=65536")
-	get("announce of dictionaries", c+"port=1003&left=5&compact=0")
-	get("announce with words for numwant", c+"port=1003&left=5&numwant=x")
-	get("announce with words for left", c+"port=1003&left=x")
-	get("announce without an info hash", "/announce?port=1003&left=5")
-	get("announce of a short info hash", "/announce?info_hash=aaa&port=1003&left=5")
-	get("announce of two info hashes", c+"info_hash=bbbbbbbbbbbbbbbbbbbb&port=1003&left=5")
-	get("scrape of a short info hash", "/scrape?info_hash=bb")
-	get("no such path", "/nothing")
-	get("the root", "/")
-
 	send("connect", bep15.Request{Action: bep15.ActionConnect})
 	announce := bep15.Request{Action: bep15.ActionAnnounce, InfoHash: hashB, NumWant: -1}
 	with := func(change func(r *bep15.Request)) bep15.Request {
@@ -386,8 +385,55 @@ func TestSideBySideWithOpentracker(t *testing.T) {
 	send("announce of a completed download", with(func(r *bep15.Request) { r.Port, r.Event = 2001, swarm.Completed }))
 	send("announce of a partial seed", with(func(r *bep15.Request) { r.Port, r.Left, r.Event = 2004, 5, swarm.Paused }))
 	send("announce of a stop", with(func(r *bep15.Request) { r.Port, r.Event = 2002, swarm.Stopped }))
-	send("announce with port 0", with(func(r *bep15.Request) { r.InfoHash, r.Left = hashC, 5 }))
 	send("scrape", bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{hashB, hashA, {}}})
+	for _, format := range []string{"ben", "bin", "txt", "txtp", "url"} {
+		ours.from++ // a client may have one in five minutes
+		get("full scrape as "+format, "/stats?mode=tpbs&format="+format)
+	}
+	ours.from++
+	get("full scrape", "/scrape")
+	ours.from = 0
+	storetest.Eventually(t, 10*time.Second, func() error { // until all swarms were looked at
+		if got := ours.get("/stats?mode=peer")["body"]; !strings.HasPrefix(got, "7\n") {
+			return fmt.Errorf("the statistics are %q", got)
+		}
+		return nil
+	})
+	for _, mode := range []string{"peer", "torr", "top10", "statedump"} {
+		get("statistics "+mode, "/stats?mode="+mode)
+	}
+	get("statistics without a mode", "/stats")
+	get("statistics of an unknown mode", "/stats?mode=nosuch")
+	// Of what counts requests and time the words are compared.
+	number, version := regexp.MustCompile(`\d+`), regexp.MustCompile(`(?s)<version>.*</version>`)
+	for _, mode := range []string{"conn", "tcp4", "udp4", "scrp", "fscr", "completed", "syncs", "renew", "herr", "everything"} {
+		shape := func(s *side) fields {
+			f := s.get("/stats?mode=" + mode)
+			f["body"] = number.ReplaceAllString(version.ReplaceAllString(f["body"], ""), "N")
+			return f
+		}
+		compare("HTTP statistics "+mode, shape(ours), shape(theirs))
+	}
+
+	const c = "/announce?peer_id=-XX0000-000000000000&info_hash=cccccccccccccccccccc&"
+	get("announce of 4 GiB left", c+"port=1006&left=4294967296")
+	get("announce without a port", c+"left=5")
+	get("announce with port 0", c+"left=5&port=0")
+	get("announce with a port too large", c+"left=5&port=65536")
+	get("announce of dictionaries", c+"port=1003&left=5&compact=0")
+	get("announce with words for numwant", c+"port=1003&left=5&numwant=x")
+	get("announce with words for left", c+"port=1003&left=x")
+	get("announce without an info hash", "/announce?port=1003&left=5")
+	get("announce of a short info hash", "/announce?info_hash=aaa&port=1003&left=5")
+	get("announce of two info hashes", c+"info_hash=bbbbbbbbbbbbbbbbbbbb&port=1003&left=5")
+	get("scrape of a short info hash", "/scrape?info_hash=bb")
+	get("announce of what is not served", "/announce?info_hash=dddddddddddddddddddd&port=1003&left=5")
+	get("scrape of what is not served", "/scrape?info_hash=dddddddddddddddddddd")
+	send("announce of what is not served", with(func(r *bep15.Request) { r.InfoHash, r.Port, r.Left = swarm.InfoHash{}, 1003, 5 }))
+	get("no such path", "/nothing")
+	get("the root", "/")
+
+	send("announce with port 0", with(func(r *bep15.Request) { r.InfoHash, r.Left = hashC, 5 }))
 	header := func(id uint64, action byte) []byte {
 		return append(binary.BigEndian.AppendUint64(nil, id), 0, 0, 0, action, 0, 0, 0, 77)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -70,6 +71,7 @@ type gateway struct {
 
 	udp   []*udpproxy.Server // one for each address, as the next
 	http  []*httpFront
+	looks *httpapi.Looks
 	admin *admin // nil when turned off
 
 	draining   atomic.Bool
@@ -258,9 +260,15 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		ProxyProtocol: g.ProxyProtocol,
 		MayName:       g.IPFromQuery,
 	}
+	o.StatsPath = g.StatsPath
 	if g.fleet != nil {
-		o.Stats, o.Swarms, o.StatsPath, o.StatsNetworks = g.fleet, policy, g.StatsPath, g.Stats
+		o.Stats, o.StatsNetworks = g.fleet, g.Stats
 	}
+	if !g.FullScrape.Empty() {
+		o.FullScrapes = &httpapi.FullScrapes{Networks: g.FullScrape, Public: g.FullScrape.String() == everybody, Once: g.fullScrapeOnce}
+	}
+	g.looks = httpapi.NewLooks(policy, g.FullScrapeTTL, g.clock)
+	o.Looks = g.looks
 	for _, l := range listeners {
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})
 	}
@@ -275,6 +283,13 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})
 	}
 	return nil
+}
+
+// fullScrapeOnce says that a client may have a full scrape now, or how long it has to wait.
+func (g *gateway) fullScrapeOnce(client netip.Addr) (wait time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return g.store.Once(ctx, "fullscrape", client, httpapi.FullScrapeWindow)
 }
 
 func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, sockets []*net.UDPConn) error {
@@ -468,6 +483,9 @@ func (g *gateway) drain() error {
 // close ends the rest, also of a gateway that did not get to run. Readiness can be asked
 // for until the end.
 func (g *gateway) close() {
+	if g.looks != nil {
+		g.looks.Close()
+	}
 	if g.store != nil {
 		g.store.Close()
 	}

@@ -66,13 +66,17 @@ func (f *fakeTracker) Scrape(_ time.Time, s *swarm.Scrape, answered func(*swarm.
 	go answered(s)
 }
 
-type fakeMetrics struct{ accepted, invalid, header, proxy, query atomic.Int64 }
+type fakeMetrics struct{ accepted, invalid, scraped, bytes, header, proxy, query atomic.Int64 }
 
 func (m *fakeMetrics) Accepted(netip.Addr) { m.accepted.Add(1) }
 func (m *fakeMetrics) Invalid(int)         { m.invalid.Add(1) }
-func (m *fakeMetrics) ForgedHeader()       { m.header.Add(1) }
-func (m *fakeMetrics) ForgedProxy()        { m.proxy.Add(1) }
-func (m *fakeMetrics) ForgedQuery()        { m.query.Add(1) }
+func (m *fakeMetrics) FullScraped(bytes int) {
+	m.scraped.Add(1)
+	m.bytes.Add(int64(bytes))
+}
+func (m *fakeMetrics) ForgedHeader() { m.header.Add(1) }
+func (m *fakeMetrics) ForgedProxy()  { m.proxy.Add(1) }
+func (m *fakeMetrics) ForgedQuery()  { m.query.Add(1) }
 
 // forged are the counts of header, proxy and query.
 func (m *fakeMetrics) forged() [3]int64 {

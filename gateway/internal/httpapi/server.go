@@ -41,6 +41,8 @@ type Metrics interface {
 	ForgedHeader()
 	ForgedProxy()
 	ForgedQuery()
+	// FullScraped is a full scrape sent whole.
+	FullScraped(bytes int)
 }
 
 // Networks tells whether an address lies in some networks.
@@ -61,10 +63,11 @@ type Options struct {
 	ProxyProtocol bool     // a PROXY header before a connection does too
 	MayName       Networks // whose announces may name another address in their query
 
-	Stats         Stats    // nil: there are none
-	Swarms        Swarms   // that they dump
-	StatsPath     string   // and with .json behind it
-	StatsNetworks Networks // of who may read them; nil is nobody
+	Stats         Stats        // nil: there are none
+	StatsPath     string       // and with .json behind it
+	StatsNetworks Networks     // of who may read them; nil is nobody
+	FullScrapes   *FullScrapes // nil: there are none
+	Looks         *Looks       // with either
 }
 
 // Bounds of what a client may send and for how long it may dally.
@@ -86,7 +89,7 @@ type Server struct {
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
-	dumping   atomic.Bool           // a dump is being made
+	sending   atomic.Int32          // full scrapes, and dumps
 }
 
 // New returns a server that is not listening yet.
@@ -120,8 +123,10 @@ func New(o Options) *Server {
 		s.app.Add(fiber.MethodGet, path+"announce", s.announce)
 		s.app.Add(fiber.MethodGet, path+"scrape", s.scrape)
 	}
-	if o.Stats != nil {
+	if o.Stats != nil || o.FullScrapes != nil {
 		s.app.Add(fiber.MethodGet, o.StatsPath, s.stats)
+	}
+	if o.Stats != nil {
 		s.app.Add(fiber.MethodGet, o.StatsPath+".json", s.statsJSON)
 	}
 	return s
@@ -159,7 +164,11 @@ func (s *Server) scrape(c *fiber.Ctx) error {
 	}
 	r := s.scrapes.Get().(*scrape)
 	defer s.scrapes.Put(r)
-	if reason := r.parse(c.Context().URI().QueryString()); reason != "" {
+	reason := r.parse(c.Context().URI().QueryString())
+	if reason == reasonNoScrape && s.mayScrapeAll(c) {
+		return s.fullScrape(c, "")
+	}
+	if reason != "" {
 		return s.fail(c, reason)
 	}
 	s.Tracker.Scrape(s.Now(), &r.Scrape, r.answered)

@@ -1,0 +1,55 @@
+package swarmstore
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/dchest/siphash"
+
+	"swarmgate/swarmstore/swarm"
+)
+
+// onceKey and a MAC of an address begin the keys of those who may not do something again yet.
+const (
+	onceKey    = "swarmgate:once:"
+	onceSecret = "swarmgate:secret:once"
+)
+
+// clientBits6 is how much of an IPv6 address tells one client from another, who has all of the rest.
+const clientBits6 = 64
+
+// Once lets a client do something once within a window, on whichever gateway (SET with NX and PX). Wait is 0 if it
+// may now, and else how long it has to wait. Which address a key stands for only the fleet can tell.
+func (s *Store) Once(ctx context.Context, what string, client netip.Addr, window time.Duration) (wait time.Duration, err error) {
+	b := s.backend.Load()
+	if b == nil {
+		return 0, swarm.ErrUnavailable
+	}
+	var own [16]byte
+	_, _ = rand.Read(own[:])
+	secret, err := s.Secret(ctx, onceSecret, own)
+	if err != nil {
+		return 0, err
+	}
+	if client.Is6() {
+		prefix, _ := client.Prefix(clientBits6)
+		client = prefix.Addr()
+	}
+	text := client.AsSlice()
+	mac := siphash.Hash(binary.LittleEndian.Uint64(secret[:]), binary.LittleEndian.Uint64(secret[8:]), text)
+	key := onceKey + what + ":" + strconv.FormatUint(mac, 36)
+	first, err := b.client.SetNX(ctx, key, "", window).Result()
+	if err == nil && !first {
+		wait, err = b.client.PTTL(ctx, key).Result()
+		wait = max(wait, time.Second) // it may have expired meanwhile
+	}
+	if err != nil {
+		return 0, fmt.Errorf("once: %w", err)
+	}
+	return wait, nil
+}
