@@ -3,6 +3,7 @@ package swarmstore
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"strings"
 	"time"
@@ -77,8 +78,6 @@ func (s *Store) parseURLs() error {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if o.TLSConfig != nil {
-		// Each node has to have a certificate for the name or address by which it is reached.
-		o.TLSConfig.ServerName = ""
 		o.Dialer = s.dialTLS
 	}
 	if s.opt.Password != nil {
@@ -99,13 +98,24 @@ func (s *Store) parseURLs() error {
 // dialTLS connects to a node. What it needs is asked for anew each time, so that certificates can be
 // replaced.
 func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: s.redis.TLSConfig.Clone()}
+	config := s.redis.TLSConfig.Clone()
 	if s.opt.TLS != nil {
-		if err := s.opt.TLS(d.Config); err != nil {
+		if err := s.opt.TLS(config); err != nil {
 			return nil, err
 		}
 	}
-	return d.DialContext(ctx, network, addr)
+	// Each node has to have a certificate for the name or address by which it is reached.
+	config.ServerName, _, _ = net.SplitHostPort(addr)
+	plain, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(plain, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = plain.Close()
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
+	}
+	return conn, nil
 }
 
 // connect finds out whether Redis is one server or a cluster.

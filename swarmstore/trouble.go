@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -30,18 +32,20 @@ const (
 type trouble struct {
 	what, help string
 	warning    bool // announces are answered nevertheless
+	cluster    bool // it is the cluster's, whichever node tells of it
 }
 
 var (
-	errForeign = errors.New("a key holds what no gateway wrote")
-	errReplica = errors.New("READONLY it follows a master")
-	errLoading = errors.New("LOADING it reads its data from disk")
+	errHandshake = errors.New("no TLS handshake")
+	errForeign   = errors.New("a key holds what no gateway wrote")
+	errReplica   = errors.New("READONLY it follows a master")
+	errLoading   = errors.New("LOADING it reads its data from disk")
 )
 
 // troubleOf tells what an error of a node's means. A command's reply begins with a word for it.
 func troubleOf(err error) trouble {
+	var file *fs.PathError
 	var certificate *tls.CertificateVerificationError
-	var plain tls.RecordHeaderError
 	text := err.Error()
 	says := func(parts ...string) bool {
 		return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(text, part) })
@@ -51,10 +55,12 @@ func troubleOf(err error) trouble {
 		return trouble{what: "writes reach too few replicas", help: "bring the replicas back, or lower --wait-replicas"}
 	case errors.As(err, &certificate):
 		return trouble{what: "the certificate of Redis is not good", help: certificateHelp(err)}
-	case errors.As(err, &plain):
-		return trouble{what: "Redis speaks no TLS on this port", help: "redis:// in --redis, or the port that has TLS"}
+	case errors.As(err, &file):
+		return trouble{what: "a file that connections to Redis need cannot be read", help: "let the gateway's user read it"}
 	case says("remote error: tls:"):
 		return trouble{what: "Redis does not accept the gateway's certificate", help: "--redis-cert and --redis-key, of the CA that Redis knows; or tls-auth-clients no in Redis"}
+	case errors.Is(err, errHandshake): // to a port without TLS it waits in vain
+		return trouble{what: "a Redis node speaks no TLS", help: "if it never does: redis:// in --redis, or the port that has TLS"}
 	case says("WRONGPASS"):
 		return trouble{what: "Redis does not know the user with this password", help: "the user in --redis, and --redis-password-file or SWARMGATE_REDIS_PASSWORD"}
 	case says("NOAUTH"):
@@ -64,7 +70,7 @@ func troubleOf(err error) trouble {
 	case says("READONLY"):
 		return trouble{what: "Redis is a replica, which takes no announces", help: "its master in --redis"}
 	case says("CLUSTERDOWN"):
-		return trouble{what: "slots of the cluster are on no node; swarms in them fail", help: "bring their nodes back: redis-cli --cluster check HOST:PORT tells which"}
+		return trouble{what: "slots of the cluster are on no node; swarms in them fail", help: "bring their nodes back: redis-cli --cluster check HOST:PORT tells which", cluster: true}
 	case says("OOM "):
 		return trouble{what: "Redis is full and refuses announces, except of who stops", help: "a higher maxmemory, or more masters; peers that expire make room too"}
 	case says("WRONGTYPE"), errors.Is(err, errForeign):
@@ -79,7 +85,7 @@ func troubleOf(err error) trouble {
 		return trouble{what: "Redis lacks a command", help: "Redis 6.2 or later, or Valkey; with rename-command for none that is in deploy/redis/swarmgate.acl"}
 	case isReply(err):
 		return trouble{what: "Redis refuses a command"}
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return trouble{what: "a Redis node ends connections", help: "if it always does: rediss:// in --redis, as it may want TLS"}
 	default:
 		return trouble{what: "a Redis node does not answer"}
@@ -121,6 +127,9 @@ type lasting struct {
 func (s *Store) complain(node string, t trouble, args ...any) {
 	if s.ctx.Err() != nil {
 		return // what fails now fails because the store closes
+	}
+	if t.cluster {
+		node = ""
 	}
 	now := time.Now()
 	s.troubles.mu.Lock()
@@ -189,8 +198,11 @@ func (s *Store) failed(node string, err error) {
 	s.complain(node, troubleOf(err), "error", err)
 }
 
-// refused notes what a node answered a command with.
+// refused notes what a node answered a command with, if it did answer.
 func (s *Store) refused(node string, cmd redis.Cmder, err error) {
+	if !isReply(err) {
+		return
+	}
 	// The reply to an unknown command goes on with its arguments, a peer perhaps.
 	text, _, _ := strings.Cut(err.Error(), ", with args")
 	args := []any{"error", text, "command", cmd.Name()}
