@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,8 +37,8 @@ func listenFirst(addrs []string) (net.Listener, error) {
 }
 
 // newAdmin answers on listener, when it serves, and writes its address to file, if any. ready says
-// why the gateway shall get no requests, or nil.
-func newAdmin(listener net.Listener, file string, m *metrics, ready func(context.Context) error, accessAPI http.Handler) (*admin, error) {
+// why the gateway shall get no requests, or nil; troubles what an operator has to mend, ready or not.
+func newAdmin(listener net.Listener, file string, m *metrics, ready func(context.Context) error, troubles func() []string, accessAPI http.Handler) (*admin, error) {
 	if file != "" {
 		if err := os.WriteFile(file, []byte(listener.Addr().String()+"\n"), 0o644); err != nil {
 			_ = listener.Close()
@@ -50,11 +51,12 @@ func newAdmin(listener net.Listener, file string, m *metrics, ready func(context
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()
+		text, status := "ready", http.StatusOK
 		if err := ready(ctx); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+			text, status = err.Error(), http.StatusServiceUnavailable
 		}
-		fmt.Fprintln(w, "ready")
+		w.WriteHeader(status)
+		fmt.Fprintln(w, strings.Join(append([]string{text}, troubles()...), "\n"))
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.Handle("/access", accessAPI)

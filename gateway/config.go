@@ -44,6 +44,7 @@ type Config struct {
 	IPFromQuery    networks.Set
 
 	Redis           []string
+	RedisAccess     redisAccess
 	WaitReplicas    int
 	RepeatWindow    time.Duration
 	ViewTTL         time.Duration
@@ -113,6 +114,10 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.BoolVar(&c.ProxyProtocol, "proxy-protocol", false, "they may also say it in a PROXY header, before an HTTP connection or in a UDP datagram")
 	fs.Var(&c.IPFromQuery, "ip-from-query", "`NETWORKS` of clients whose announces may name another address than their own, with commas between (default: none)")
 	redis := fs.String("redis", "", "`URL` of Redis, redis:// or rediss://, or several with commas between; a cluster is detected (default: a store in this process)")
+	fs.StringVar(&c.RedisAccess.PasswordFile, "redis-password-file", "", "`FILE` that holds the password of the user in --redis, read at each connection; or SWARMGATE_REDIS_PASSWORD holds it")
+	fs.StringVar(&c.RedisAccess.CA, "redis-ca", "", "`FILE` with the certificates in PEM that one of Redis is checked with, for rediss:// (default: those of the system)")
+	fs.StringVar(&c.RedisAccess.Cert, "redis-cert", "", "`FILE` with the gateway's own certificate for Redis, where it asks for one")
+	fs.StringVar(&c.RedisAccess.Key, "redis-key", "", "`FILE` with its key")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
 	fs.DurationVar(&c.IntervalMax, "interval-max", 0, "what the interval grows to in swarms of 1,000 to 1,000,000 peers, or when announces take 0.1 to 1 s; 0: it does not")
@@ -195,6 +200,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 			return "", nil, fmt.Errorf("--%s: %w", l.flag, err)
 		}
 	}
+	c.RedisAccess.Password, _ = lookupEnv(passwordVariable)
 	if c.Log, err = logHandler(stderr, *level, *format); err != nil {
 		return "", nil, err
 	}
@@ -330,6 +336,9 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if !statsPath.MatchString(c.StatsPath) || c.StatsPath == "/announce" || c.StatsPath == "/scrape" {
 		return fmt.Errorf("--stats-path: %q is not / and letters, digits and any of -_./ other than /announce and /scrape", c.StatsPath)
+	}
+	if err := c.RedisAccess.check(c.Redis); err != nil {
+		return err
 	}
 	if c.WaitReplicas > 0 && len(c.Redis) == 0 {
 		return errors.New("--wait-replicas: the store in this process has no replicas; --redis names one that has")

@@ -134,6 +134,19 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"serve"}, want: "serve"},
 		{args: []string{"--redis", "http://:hunter22@x"}, want: "--redis"},
 		{args: []string{"--redis", "redis://:hunter22@x:y"}, want: "--redis"},
+		{args: []string{"--redis-ca", "x"}, want: "--redis-ca"},
+		{args: []string{"--redis", "redis://h", "--redis-ca", "x"}, want: "--redis-ca"},
+		{args: []string{"--redis", "rediss://h", "--redis-ca", "/no/such"}, want: "--redis-ca"},
+		{args: []string{"--redis", "rediss://h", "--redis-ca", "/dev/null"}, want: "--redis-ca"},
+		{args: []string{"--redis", "rediss://h", "--redis-cert", "x"}, want: "--redis-key"},
+		{args: []string{"--redis", "rediss://h", "--redis-cert", "/no/such", "--redis-key", "/no/such"}, want: "--redis-cert"},
+		{args: []string{"--redis", "redis://user@h", "--redis-password-file", "/no/such"}, want: "--redis-password-file"},
+		{args: []string{"--redis", "redis://user@h", "--redis-password-file", "/dev/null"}, want: "--redis-password-file"},
+		{args: []string{"--redis", "redis://user@h"}, want: "--redis-password-file"},
+		{args: []string{"--redis", "redis://user:hunter22@h", "--redis-password-file", "x"}, want: "--redis-password-file"},
+		{args: []string{"--redis", "redis://h,rediss://h"}, want: "--redis"},
+		{args: []string{"--redis", "redis://h", "--redis-password-file", "x"}, env: map[string]string{"SWARMGATE_REDIS_PASSWORD": "hunter22"}, want: "SWARMGATE_REDIS_PASSWORD"},
+		{env: map[string]string{"SWARMGATE_REDIS_PASSWORD": "hunter22"}, want: "SWARMGATE_REDIS_PASSWORD"},
 		{env: map[string]string{"SWARMGATE_INTERVAL": "soon"}, want: "--interval"},
 		{env: map[string]string{"SWARMGATE_TRUSTED_PROXIES": "10"}, want: "--trusted-proxies"},
 		{env: map[string]string{"SWARMGATE_SECRET": "hunter22"}, want: "--secret"},
@@ -174,7 +187,9 @@ func TestPeersThatExpireTooEarlyAreWarnedOf(t *testing.T) {
 
 func TestHelpNamesEveryFlagOnceAndNoSecret(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	env := func(name string) (string, bool) { return "hunter2hunter2hunter2", name == "SWARMGATE_SECRET" }
+	env := func(name string) (string, bool) {
+		return "hunter2hunter2hunter2", name == "SWARMGATE_SECRET" || name == "SWARMGATE_REDIS_PASSWORD"
+	}
 	if code := start(context.Background(), []string{"--help"}, env, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
@@ -198,6 +213,9 @@ func TestEveryFlagIsInTheREADMEAndReachesTheContainers(t *testing.T) {
 	var help bytes.Buffer
 	if _, _, err := parseConfig([]string{"--help"}, os.LookupEnv, &help, io.Discard); !errors.Is(err, errHelp) {
 		t.Fatal(err)
+	}
+	if !strings.Contains(string(readme), passwordVariable) || !strings.Contains(string(compose), "\n      "+passwordVariable+":") {
+		t.Errorf("%s is not in the README or does not reach the containers", passwordVariable)
 	}
 	flags := 0
 	for line := range strings.Lines(help.String()) {

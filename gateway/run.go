@@ -107,6 +107,9 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 		if err := as.become(); err != nil {
 			return fmt.Errorf("--user: %w", err)
 		}
+		if err := g.RedisAccess.try(); err != nil { // as who reads it from now on
+			return &misuseError{fmt.Errorf("--user: %w", err)}
+		}
 	}
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -143,6 +146,9 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		}
 		g.completed = newCompletedEvents(publish, g.metrics.lost, g.log)
 	}
+	if err := g.RedisAccess.try(); err != nil {
+		return &misuseError{err}
+	}
 	g.store, err = swarmstore.Open(ctx, swarmstore.Options{
 		URLs:         urls,
 		PeerTTL:      g.PeerTTL,
@@ -153,6 +159,8 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		WaitReplicas: g.WaitReplicas,
 		Downloaded:   g.downloaded,
 		Renewals:     !g.Stats.Empty(),
+		Password:     g.RedisAccess.password(),
+		TLS:          g.RedisAccess.tls,
 		Log:          g.log,
 		Metrics:      g.metrics,
 	})
@@ -240,7 +248,7 @@ func (g *gateway) listen(ctx context.Context) error {
 		}
 	}
 	var err error
-	g.admin, err = newAdmin(bound.admin, g.AdminFile, g.metrics, g.ready, newAccessAPI(g.store, g.AdminToken, g.log))
+	g.admin, err = newAdmin(bound.admin, g.AdminFile, g.metrics, g.ready, g.store.Troubles, newAccessAPI(g.store, g.AdminToken, g.log))
 	return err
 }
 

@@ -2,8 +2,9 @@ package swarmstore
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -17,7 +18,6 @@ const (
 	readTimeout  = time.Second // of one pipeline; a node that takes longer has failed
 	dialTimeout  = time.Second
 	reconnecting = time.Second // between attempts to reach Redis for the first time
-	complaining  = 10 * time.Second
 )
 
 // backend is the Redis that was found: one server, or a cluster.
@@ -77,6 +77,16 @@ func (s *Store) parseURLs() error {
 	o.PoolSize = 32 // for the lane, and readings of large swarms
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if o.TLSConfig != nil {
+		o.Dialer = s.dialTLS
+	}
+	if s.opt.Password != nil {
+		user := o.Username
+		o.CredentialsProviderContext = func(context.Context) (string, string, error) {
+			password, err := s.opt.Password()
+			return user, password, err
+		}
+	}
 	// A new connection may lead to a server that lost what an earlier one stored.
 	o.OnConnect = func(context.Context, *redis.Conn) error {
 		s.forget()
@@ -85,73 +95,78 @@ func (s *Store) parseURLs() error {
 	return nil
 }
 
+// dialTLS connects to a node. What it needs is asked for anew each time, so that certificates can be
+// replaced.
+func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	config := s.redis.TLSConfig.Clone()
+	if s.opt.TLS != nil {
+		if err := s.opt.TLS(config); err != nil {
+			return nil, err
+		}
+	}
+	// Each node has to have a certificate for the name or address by which it is reached.
+	config.ServerName, _, _ = net.SplitHostPort(addr)
+	plain, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(plain, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = plain.Close()
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
+	}
+	return conn, nil
+}
+
 // connect finds out whether Redis is one server or a cluster.
-func (s *Store) connect(ctx context.Context) error {
-	var errs []error
+func (s *Store) connect(ctx context.Context) {
 	for _, addr := range s.addrs {
 		o := *s.redis
 		o.Addr = addr
 		client := redis.NewClient(&o)
-		info, err := client.Info(ctx, "cluster").Result()
+		info, err := s.inspect(ctx, client)
 		if err != nil {
 			_ = client.Close()
-			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
 			continue
 		}
 		b := &backend{client: client, single: client}
-		if strings.Contains(info, "cluster_enabled:1") {
+		if isCluster(info) {
 			_ = client.Close()
 			c := redis.NewClusterClient(s.clusterOptions())
 			b = &backend{client: c, cluster: c}
+			s.inspectAll(b)
 		}
 		s.backend.Store(b)
 		s.opt.Log.Info("the store is there", "cluster", b.cluster != nil)
-		return nil
+		return
 	}
-	return errors.Join(errs...)
 }
 
 func (s *Store) clusterOptions() *redis.ClusterOptions {
 	o := s.redis
 	return &redis.ClusterOptions{
-		Addrs:                    s.addrs,
-		Username:                 o.Username,
-		Password:                 o.Password,
-		TLSConfig:                o.TLSConfig,
-		Protocol:                 o.Protocol,
-		DialTimeout:              o.DialTimeout,
-		ReadTimeout:              o.ReadTimeout,
-		WriteTimeout:             o.WriteTimeout,
-		DialerRetries:            o.DialerRetries,
-		MaxRetries:               o.MaxRetries,
-		ConnMaxIdleTime:          o.ConnMaxIdleTime,
-		PoolSize:                 o.PoolSize,
-		OnConnect:                o.OnConnect,
-		DisableIdentity:          o.DisableIdentity,
-		MaintNotificationsConfig: o.MaintNotificationsConfig,
-	}
-}
-
-// keepConnecting tries until Redis is there or the store closes.
-func (s *Store) keepConnecting() {
-	tick := time.NewTicker(reconnecting)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		err := s.connect(s.ctx)
-		if err == nil {
-			return
-		}
-		s.complain("Redis still cannot be reached", "error", err)
+		Addrs:                      s.addrs,
+		Username:                   o.Username,
+		Password:                   o.Password,
+		CredentialsProviderContext: o.CredentialsProviderContext,
+		Dialer:                     o.Dialer,
+		TLSConfig:                  o.TLSConfig,
+		Protocol:                   o.Protocol,
+		DialTimeout:                o.DialTimeout,
+		ReadTimeout:                o.ReadTimeout,
+		WriteTimeout:               o.WriteTimeout,
+		DialerRetries:              o.DialerRetries,
+		MaxRetries:                 o.MaxRetries,
+		ConnMaxIdleTime:            o.ConnMaxIdleTime,
+		PoolSize:                   o.PoolSize,
+		OnConnect:                  o.OnConnect,
+		DisableIdentity:            o.DisableIdentity,
+		MaintNotificationsConfig:   o.MaintNotificationsConfig,
 	}
 }
 
 // Ping tells whether the store can be reached: swarm.ErrUnavailable if not one
-// node answers.
+// node answers that stores announces. Troubles tells why.
 func (s *Store) Ping(ctx context.Context) error {
 	b := s.backend.Load()
 	if b == nil {
@@ -162,7 +177,10 @@ func (s *Store) Ping(ctx context.Context) error {
 	clients := b.masters(ctx)
 	answers := make(chan error, len(clients))
 	for client := range clients {
-		go func() { answers <- client.Ping(ctx).Err() }()
+		go func() {
+			_, err := s.inspect(ctx, client)
+			answers <- err
+		}()
 	}
 	for range clients {
 		if <-answers == nil {
@@ -189,47 +207,10 @@ func (s *Store) forget() {
 	s.expired.forgetAll()
 }
 
-// trouble notes that a node did not answer: what it stored may be lost, and
-// another may have taken its place.
-func (s *Store) trouble(addr string, err error) {
-	s.rerouted()
-	s.complain("a Redis node does not answer", "node", addr, "error", err)
-}
-
 // rerouted notes that slots may be elsewhere than was thought.
 func (s *Store) rerouted() {
 	s.forget()
 	if b := s.backend.Load(); b != nil && b.cluster != nil {
 		b.cluster.ReloadState(s.ctx)
-	}
-}
-
-// explain turns what Redis failed an operation with into one of swarm's errors,
-// and logs the details.
-func (s *Store) explain(err error) error {
-	s.opt.Metrics.Refused()
-	var reply redis.Error
-	switch {
-	case !errors.As(err, &reply):
-		// The node as such failed, which trouble has told, or replicas are missing.
-		if errors.Is(err, errReplicas) {
-			s.complain("writes fail", "error", err)
-		}
-		return swarm.ErrUnavailable
-	case strings.HasPrefix(reply.Error(), "OOM"):
-		s.complain("the store is full and refuses announces", "error", err)
-		return swarm.ErrFull
-	default:
-		s.rerouted()
-		s.complain("Redis refuses a command", "error", err)
-		return swarm.ErrUnavailable
-	}
-}
-
-// complain logs, at most once in a while.
-func (s *Store) complain(message string, args ...any) {
-	now := time.Now().UnixNano()
-	if last := s.complained.Load(); now-last >= int64(complaining) && s.complained.CompareAndSwap(last, now) {
-		s.opt.Log.Error(message, args...)
 	}
 }

@@ -99,7 +99,7 @@ func (x *exchange) run(n *node, groups []*group) bool {
 		for i := range x.reads {
 			x.reads[i].err = err
 		}
-		x.store.trouble(n.addr, err)
+		x.store.failed(n.addr, err)
 	}
 	x.settle(groups)
 	x.tellRenewed()
@@ -535,9 +535,16 @@ func latest(groups []*group) time.Time {
 
 // number that a key holds; none is no error.
 func number(cmd *redis.StringCmd) (int, error) {
-	n, err := cmd.Int()
+	text, err := cmd.Result()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
 	}
-	return n, err
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0, foreign(cmd)
+	}
+	return n, nil
 }

@@ -245,9 +245,19 @@ func escape(hash swarm.InfoHash) string {
 
 // While a slot moves, its keys are on one node or the other, and announces follow.
 func TestSlotsMove(t *testing.T) {
-	ctx := t.Context()
-	masters := storetest.Cluster(t, 3, 0)
-	g := gateway(t, storetest.URLs(masters...), func(o *swarmstore.Options) { o.ViewTTL = 0 })
+	t.Run("plain", func(t *testing.T) {
+		masters := storetest.Cluster(t, 3, 0)
+		slotsMove(t, storetest.Real(t, masters...), masters)
+	})
+	t.Run("with TLS and a password", func(t *testing.T) {
+		b, masters := securedCluster(t)
+		slotsMove(t, b, masters)
+	})
+}
+
+func slotsMove(t *testing.T, b *storetest.Backend, masters []*storetest.Process) {
+	ctx, now := t.Context(), time.Now()
+	g := b.Open(t, &now, func(o *swarmstore.Options) { o.ViewTTL = 0 })
 	hash := storetest.Hash(7)
 	if err := announce(g, hash, 1); err != nil {
 		t.Fatal(err)
@@ -257,7 +267,7 @@ func TestSlotsMove(t *testing.T) {
 	var key string
 	var toAddr string
 	var before, idle *storetest.Process // the masters without keys, of which one takes the slot
-	for _, p := range masters {
+	for i, p := range masters {
 		c := redis.NewClient(&redis.Options{Addr: p.Addr})
 		defer c.Close()
 		keys, err := c.Keys(ctx, "*").Result()
@@ -267,7 +277,9 @@ func TestSlotsMove(t *testing.T) {
 		if len(keys) > 0 {
 			from, key = c, keys[0]
 		} else {
-			to, toAddr, idle = c, p.Addr, before
+			to, idle = c, before
+			_, toAddr, _ = strings.Cut(b.URLs[i], "://")
+			toAddr = toAddr[strings.IndexByte(toAddr, '@')+1:]
 			before = p
 		}
 	}

@@ -33,7 +33,7 @@ func (p *peers) read(cmd *redis.RawCmd, now time.Time, stray func(compact []byte
 	if err := cmdError(cmd); err != nil {
 		return err
 	}
-	return parsePeers(cmd.Val(), func(member []byte, score int64) {
+	if err := parsePeers(cmd.Val(), func(member []byte, score int64) {
 		if l, ok := layoutOf(score); ok && string(member) == layoutMember {
 			p.layout, p.marked = l, true
 			return
@@ -55,7 +55,10 @@ func (p *peers) read(cmd *redis.RawCmd, now time.Time, stray func(compact []byte
 			f = 1
 		}
 		p.compact[f][class] = append(p.compact[f][class], member...)
-	})
+	}); err != nil {
+		return foreign(cmd)
+	}
+	return nil
 }
 
 // readPartition likewise, and appends to strays the peers that belong elsewhere.

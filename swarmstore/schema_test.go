@@ -9,6 +9,9 @@ import (
 	"swarmgate/swarmstore/swarm"
 )
 
+// Key of a swarm, for the tests outside of the package.
+func Key(hash swarm.InfoHash, kind byte) string { return string(key(hash, kind)) }
+
 func TestKeysOfASwarmShareASlot(t *testing.T) {
 	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
 	tag := string(appendTag(nil, hash, 0))

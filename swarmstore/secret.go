@@ -31,13 +31,16 @@ func (s *Store) Secret(ctx context.Context, key string, own [16]byte) (secret [1
 			text, err = b.client.Get(ctx, key).Result()
 		}
 	}
-	if err != nil {
-		return secret, fmt.Errorf("shared secret: %w", err)
-	}
-	if len(text) == hex.EncodedLen(len(secret)) {
-		if _, err := hex.Decode(secret[:], []byte(text)); err == nil {
-			return secret, nil
+	if err == nil {
+		if len(text) == hex.EncodedLen(len(secret)) {
+			if _, err := hex.Decode(secret[:], []byte(text)); err == nil {
+				return secret, nil
+			}
 		}
+		err = errForeign
 	}
-	return [16]byte{}, fmt.Errorf("shared secret: %s does not hold 32 hexadecimal digits", key)
+	if isReply(err) || errors.Is(err, errForeign) {
+		s.complain("", troubleOf(err), "error", err, "key", key)
+	}
+	return [16]byte{}, fmt.Errorf("%s: %w", key, err)
 }

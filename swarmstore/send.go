@@ -38,13 +38,20 @@ func (s *Store) send(client *redis.Client, cmds []redis.Cmder, writes bool) (sho
 		}
 		var elsewhere map[target][]redis.Cmder
 		for _, cmd := range cmds {
-			if addr, ask, ok := redirection(cmd); ok {
-				if elsewhere == nil {
-					elsewhere = map[target][]redis.Cmder{}
-				}
-				to := target{addr, ask}
-				elsewhere[to] = append(elsewhere[to], cmd)
+			err := cmdError(cmd)
+			if err == nil || err == redis.Nil { // the usual ones, cheaply
+				continue
 			}
+			addr, ask, ok := redirection(err)
+			if !ok {
+				s.refused(client.Options().Addr, cmd, err)
+				continue
+			}
+			if elsewhere == nil {
+				elsewhere = map[target][]redis.Cmder{}
+			}
+			to := target{addr, ask}
+			elsewhere[to] = append(elsewhere[to], cmd)
 		}
 		if len(elsewhere) == 0 {
 			break
@@ -58,7 +65,7 @@ func (s *Store) send(client *redis.Client, cmds []redis.Cmder, writes bool) (sho
 				for _, cmd := range cmds {
 					cmd.SetErr(err)
 				}
-				s.trouble(to.addr, err)
+				s.failed(to.addr, err)
 			}
 		}
 	}
@@ -91,11 +98,7 @@ func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask b
 
 // redirection tells where a command was sent on to, by "MOVED slot addr", or for
 // this once "ASK slot addr".
-func redirection(cmd redis.Cmder) (addr string, ask, ok bool) {
-	err := cmdError(cmd)
-	if err == nil || err == redis.Nil { // the usual ones, cheaply
-		return "", false, false
-	}
+func redirection(err error) (addr string, ask, ok bool) {
 	var reply redis.Error
 	if !errors.As(err, &reply) {
 		return "", false, false
@@ -157,7 +160,7 @@ func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
 				for _, cmd := range p.cmds {
 					cmd.SetErr(err)
 				}
-				s.trouble(p.node.addr, err)
+				s.failed(p.node.addr, err)
 				p.node.spare()
 			}
 		}

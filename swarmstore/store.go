@@ -16,6 +16,7 @@ package swarmstore
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,6 +46,12 @@ type Options struct {
 	// Downloaded is told of each download that is counted, before its announce is
 	// answered: it must not wait. Nil for nobody.
 	Downloaded func(Download)
+
+	// Password of the user in the URLs, asked for at each connection; nil: the URLs have it.
+	Password func() (string, error)
+	// TLS completes how a connection to a rediss:// URL is made, at each connection; nil: as the
+	// system makes it.
+	TLS func(*tls.Config) error
 
 	Log     *slog.Logger
 	Metrics Metrics
@@ -78,9 +85,9 @@ type Store struct {
 	scanHashes int // that one round of a scan keeps
 	larges     larges
 	backend    atomic.Pointer[backend] // nil until Redis was reached
-	complained atomic.Int64            // when, in Unix nanoseconds
-	nodes      sync.Map                // address -> *node
-	elsewhere  sync.Map                // address -> *redis.Client, of nodes that slots moved to
+	troubles   troubles
+	nodes      sync.Map // address -> *node
+	elsewhere  sync.Map // address -> *redis.Client, of nodes that slots moved to
 
 	mu     sync.Mutex // guards closed, and that no lane starts after it
 	closed bool
@@ -107,6 +114,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	// the peer TTL would let peers expire that are there.
 	s.repeats = newRepeats(min(opt.RepeatWindow, opt.PeerTTL/10))
 	s.expired = newRecent(opt.PeerTTL / expirySlack)
+	s.troubles.lasting = map[[2]string]*lasting{}
 	s.larges.reading = map[swarm.InfoHash]*reading{}
 	s.larges.room = semaphore.NewWeighted(maxRefreshes)
 	s.larges.errands = semaphore.NewWeighted(maxErrands)
@@ -114,10 +122,8 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	s.larges.sweeping = semaphore.NewWeighted(maxSweeps)
 
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if err := s.connect(ctx); err != nil {
-		s.opt.Log.Error("Redis cannot be reached; announces and scrapes fail until it can", "error", err)
-		s.wg.Go(s.keepConnecting)
-	}
+	s.connect(ctx)
+	s.wg.Go(s.watch)
 	return s, nil
 }
 
@@ -211,7 +217,7 @@ func (s *Store) nodeOf(hash swarm.InfoHash, partition int) *node {
 	}
 	client, err := b.master(s.ctx, hash, partition)
 	if err != nil {
-		s.opt.Log.Debug("no master", "error", err)
+		s.complain("", troubleOf(err), "error", err)
 		return nil
 	}
 	return s.node(client)

@@ -83,11 +83,8 @@ func (s *Server) Tick(now time.Time) {
 // a full store. True means that the command is dealt with.
 func (s *Server) admit(c *server.Peer, command string, args ...string) bool {
 	switch {
-	case command == "INFO" && len(args) == 1 && strings.EqualFold(args[0], "cluster"):
-		c.WriteBulk("# Cluster\r\ncluster_enabled:0\r\n") // miniredis knows no such section
-		return true
 	case command == "INFO" && len(args) == 1 && strings.EqualFold(args[0], "replication"):
-		c.WriteBulk("# Replication\r\nrole:master\r\nmaster_repl_offset:0\r\n") // likewise
+		c.WriteBulk("# Replication\r\nrole:master\r\nmaster_repl_offset:0\r\n") // miniredis knows no such section
 		return true
 	case command == "ZADD" && len(args) == 3:
 		// The store's scores are never 0, which stands for a peer that is not there.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/embedded"
 	"swarmgate/swarmstore/swarm"
 )
@@ -14,11 +15,18 @@ import (
 // Backend is a Redis of some kind, empty, with a clock that can be driven.
 type Backend struct {
 	URLs []string
+	// Set what a store needs to reach it besides, if anything.
+	Set func(*swarmstore.Options)
+	// Admin are the URLs by which the tests look at it and change it, as Redis's default user.
+	Admin []string
 	// Advance the clock by which keys expire.
 	Advance func(d time.Duration)
 	// Reset forgets everything.
 	Reset func()
 }
+
+// AdminName is how the connections of tests call themselves, to tell them from a store's.
+const AdminName = "storetest"
 
 // Backends are all kinds that the store runs on, by name.
 func Backends() map[string]func(t *testing.T) *Backend {
@@ -41,7 +49,8 @@ func Embedded(t *testing.T) *Backend {
 	server.Tick(now)
 	client := client(t, server.URL())
 	return &Backend{
-		URLs: []string{server.URL()},
+		URLs:  []string{server.URL()},
+		Admin: []string{server.URL()},
 		Advance: func(d time.Duration) {
 			now = now.Add(d)
 			server.Tick(now)
@@ -56,11 +65,14 @@ func Real(t *testing.T, masters ...*Process) *Backend {
 	t.Helper()
 	ctx := context.Background()
 	var clients []*redis.Client
+	var admin []string
 	for _, p := range masters {
-		clients = append(clients, client(t, "redis://"+p.Addr))
+		admin = append(admin, "redis://"+p.Addr+"?client_name="+AdminName)
+		clients = append(clients, client(t, admin[len(admin)-1]))
 	}
 	return &Backend{
-		URLs: URLs(masters...),
+		URLs:  URLs(masters...),
+		Admin: admin,
 		Advance: func(d time.Duration) {
 			for _, c := range clients {
 				keys := c.Scan(ctx, 0, "*", 1000).Iterator()
@@ -90,7 +102,7 @@ func Real(t *testing.T, masters ...*Process) *Backend {
 func (b *Backend) Keys(t *testing.T) int {
 	t.Helper()
 	n := 0
-	for _, url := range b.URLs {
+	for _, url := range b.Admin {
 		size, err := client(t, url).DBSize(context.Background()).Result()
 		must(t, err)
 		n += int(size)
@@ -102,7 +114,7 @@ func (b *Backend) Keys(t *testing.T) int {
 func (b *Backend) Peers(t *testing.T) map[string]int {
 	t.Helper()
 	ctx, sets := context.Background(), map[string]int{}
-	for _, url := range b.URLs {
+	for _, url := range b.Admin {
 		c := client(t, url)
 		keys := c.Scan(ctx, 0, "*", 1000).Iterator()
 		for keys.Next(ctx) {

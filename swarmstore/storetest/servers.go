@@ -85,17 +85,21 @@ func RedisAt(t testing.TB, port int, args ...string) *Process {
 }
 
 // Cluster starts a Redis Cluster on the loopback address and returns when it serves.
-// The masters come first.
-func Cluster(t testing.TB, masters, replicasEach int) []*Process {
+// The masters come first. What each gives are further arguments of a node.
+func Cluster(t testing.TB, masters, replicasEach int, each ...func() []string) []*Process {
 	t.Helper()
 	cli := Need(t, "redis-cli", "redis-tools")
 	var nodes []*Process
 	create := []string{"--cluster", "create"}
 	for range masters * (1 + replicasEach) {
 		port, bus := freePort(t), freePort(t)
-		p := RedisAt(t, port, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus),
+		args := []string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus),
 			"--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no",
-			"--repl-diskless-sync-delay", "0")
+			"--repl-diskless-sync-delay", "0"}
+		for _, more := range each {
+			args = append(args, more()...)
+		}
+		p := RedisAt(t, port, args...)
 		nodes = append(nodes, p)
 		create = append(create, p.Addr)
 	}

@@ -58,8 +58,10 @@ func (b *Backend) Open(t *testing.T, now *time.Time, set func(*swarmstore.Option
 		Log:          slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Metrics:      &g.Counted,
 	}
-	if set != nil {
-		set(&opt)
+	for _, set := range []func(*swarmstore.Options){b.Set, set} {
+		if set != nil {
+			set(&opt)
+		}
 	}
 	store, err := swarmstore.Open(t.Context(), opt)
 	must(t, err)
