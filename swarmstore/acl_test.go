@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -198,6 +199,10 @@ func theRest(t *testing.T, b *storetest.Backend) {
 	must(t, g.Scan(ctx, func() time.Time { return now }, func([]swarm.Entry) error { return nil }))
 	_, err = g.ImportDownloads(ctx, []swarmstore.Tally{{InfoHash: storetest.Hash(1), Downloads: 10}, {InfoHash: storetest.Hash(2), Downloads: 10}})
 	must(t, err)
+	for range 2 {
+		_, err = g.Once(ctx, "x", netip.MustParseAddr("192.0.2.1"), time.Minute)
+		must(t, err)
+	}
 	must(t, g.Ping(ctx))
 }
 
