@@ -238,6 +238,13 @@ func TestOneLookServesAllForAWhile(t *testing.T) {
 	if _, err := io.ReadFull(second.Body, line); err != nil || line[44] != '\n' {
 		t.Fatalf("who comes later: %v, %q", err, line)
 	}
+	l.now.Add(int64(listingTTL/time.Second) + 1) // a look that goes on is shared, however long it takes
+	r, err := l.looks.open()
+	if err != nil || swarms.scans.Load() != 1 {
+		t.Errorf("%v; there are %d looks", err, swarms.scans.Load())
+	}
+	r.close()
+	l.now.Add(-int64(listingTTL/time.Second) - 1)
 	swarms.parts <- twoSwarms[1:]
 	close(swarms.parts)
 	for _, response := range []*http.Response{first, second} {

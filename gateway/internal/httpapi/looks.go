@@ -98,7 +98,7 @@ func (s *Looks) openYoung() *lookReader {
 
 func (s *Looks) young() *lookReader {
 	l := s.latest
-	if l == nil || s.now().Sub(l.began).Abs() >= s.ttl || l.failed() {
+	if l == nil || !l.serves(s.now().Sub(l.began).Abs() < s.ttl) {
 		return nil
 	}
 	l.hold()
@@ -179,10 +179,11 @@ func (l *look) end(err error) {
 	l.more.Broadcast()
 }
 
-func (l *look) failed() bool {
+// serves tells whether who comes now reads this look: also an old one, while it goes on.
+func (l *look) serves(young bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err != nil
+	return l.err == nil && (young || !l.ended)
 }
 
 // lookReader reads all swarms of one look, in the order of their hashes.
