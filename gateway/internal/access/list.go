@@ -69,6 +69,7 @@ type page struct {
 	hashes []swarm.InfoHash
 	shift  uint     // of the next 32 bits, which leaves the place in starts
 	starts []uint32 // where those of each place begin, and the last ones end
+	filter []uint64 // a bit for each hash, in 8 to 16 times as many: most of those that are not listed end here, in one look
 }
 
 // New returns a list that has to be refreshed before it permits anything. It fails when the
@@ -105,6 +106,9 @@ func (p *page) has(hash swarm.InfoHash) bool {
 	if p == nil {
 		return false
 	}
+	if word, bit := p.bit(&hash); p.filter[word]&bit == 0 {
+		return false
+	}
 	i := p.place(&hash)
 	_, found := slices.BinarySearchFunc(p.hashes[p.starts[i]:p.starts[i+1]], hash, compare)
 	return found
@@ -112,6 +116,11 @@ func (p *page) has(hash swarm.InfoHash) bool {
 
 func (p *page) place(hash *swarm.InfoHash) int {
 	return int(binary.BigEndian.Uint32(hash[1:]) >> p.shift)
+}
+
+func (p *page) bit(hash *swarm.InfoHash) (word int, bit uint64) {
+	n := binary.BigEndian.Uint64(hash[5:])
+	return int(n>>6) & (len(p.filter) - 1), 1 << (n & 63)
 }
 
 func (p *page) len() int {
@@ -130,9 +139,11 @@ func newPage(hashes []swarm.InfoHash) *page {
 	}
 	slices.SortFunc(hashes, compare)
 	places := bits.Len(uint(len(hashes) - 1))
-	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1)}
+	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1), filter: make([]uint64, max(1, 8<<places/64))}
 	for i := range hashes {
 		p.starts[p.place(&hashes[i])+1]++
+		word, bit := p.bit(&hashes[i])
+		p.filter[word] |= bit
 	}
 	for i := range 1 << places {
 		p.starts[i+1] += p.starts[i]
