@@ -61,7 +61,9 @@ func (s *Store) Scan(ctx context.Context, now func() time.Time, yield func([]swa
 		if err := walk(ctx, masters, &round); err != nil {
 			return err
 		}
-		round.cut()
+		if err := round.cut(ctx); err != nil {
+			return err
+		}
 		for hashes := range slices.Chunk(round.hashes, chunk) {
 			entries, err := s.readEntries(ctx, hashes, now())
 			if err == nil && len(entries) > 0 {
@@ -170,6 +172,9 @@ func walk(ctx context.Context, masters []*redis.Client, round *lowest) error {
 							round.add(hash)
 						}
 					})
+					if err == nil && len(round.hashes) >= 2*round.most {
+						err = round.cut(ctx)
+					}
 					mu.Unlock()
 				}
 				if err != nil {
@@ -209,21 +214,59 @@ type lowest struct {
 }
 
 func (l *lowest) add(hash swarm.InfoHash) {
-	if bytes.Compare(hash[:], l.after) <= 0 || l.waits && bytes.Compare(hash[:], l.upTo[:]) > 0 {
-		return
-	}
-	if l.hashes = append(l.hashes, hash); len(l.hashes) >= 2*l.most {
-		l.cut()
+	if bytes.Compare(hash[:], l.after) > 0 && (!l.waits || bytes.Compare(hash[:], l.upTo[:]) <= 0) {
+		l.hashes = append(l.hashes, hash)
 	}
 }
 
-func (l *lowest) cut() {
-	slices.SortFunc(l.hashes, func(a, b swarm.InfoHash) int { return bytes.Compare(a[:], b[:]) })
-	l.hashes = slices.Compact(l.hashes)
-	if len(l.hashes) > l.most {
-		l.hashes = l.hashes[:l.most]
-		l.waits, l.upTo = true, l.hashes[l.most-1]
+// cut sorts the hashes, drops what comes twice, and leaves the highest to the next round if there are too many. It does
+// that in parts and pauses in between: a million keep a core busy for a second.
+func (l *lowest) cut(ctx context.Context) error {
+	ends := byFirstByte(l.hashes)
+	kept, from := l.hashes[:0], 0
+	for _, to := range ends {
+		start := time.Now()
+		part := l.hashes[from:to]
+		slices.SortFunc(part, func(a, b swarm.InfoHash) int { return bytes.Compare(a[:], b[:]) })
+		kept = append(kept, slices.Compact(part)...)
+		if from = to; len(kept) > l.most || len(kept) == l.most && to < len(l.hashes) {
+			kept = kept[:l.most]
+			l.waits, l.upTo = true, kept[l.most-1]
+			break
+		}
+		if len(part) > scanKeys {
+			if err := pause(ctx, time.Since(start)); err != nil {
+				return err
+			}
+		}
 	}
+	l.hashes = kept
+	return nil
+}
+
+// byFirstByte brings hashes into the order of their first bytes, and tells where those of each end.
+func byFirstByte(hashes []swarm.InfoHash) (ends [256]int) {
+	for i := range hashes {
+		ends[hashes[i][0]]++
+	}
+	var next [256]int // place for a hash that begins with it
+	for b := range ends {
+		if b > 0 {
+			next[b] = ends[b-1]
+		}
+		ends[b] += next[b]
+	}
+	for b := range ends {
+		for i := next[b]; i < ends[b]; i = next[b] {
+			for hashes[i][0] != byte(b) {
+				to := &next[hashes[i][0]]
+				hashes[i], hashes[*to] = hashes[*to], hashes[i]
+				*to++
+			}
+			next[b]++
+		}
+	}
+	return ends
 }
 
 // next begins a round above this one; false if nothing is left.
