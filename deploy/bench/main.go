@@ -53,6 +53,7 @@ var groups = []struct {
 	{"hot", (*bench).hot},
 	{"gateways", (*bench).gateways},
 	{"latency", (*bench).latency},
+	{"fullscrape", (*bench).fullScrape},
 	{"embedded", (*bench).embedded},
 }
 
