@@ -124,7 +124,7 @@ func (c countsCollector) Collect(to chan<- prometheus.Metric) {
 			scrapes(n, transport, result)
 		}
 	}
-	invalid(counts.Refused.Sum(), "http")
+	invalid(counts.Refused.Sum()-counts.Refused.Redirected, "http")
 	invalid(counts.InvalidUDP, "udp")
 	connections(counts.HTTP.Received.IPv4, "ipv4")
 	connections(counts.HTTP.Received.IPv6, "ipv6")

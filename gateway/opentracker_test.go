@@ -303,6 +303,24 @@ var rules = []rule{
 	{"UDP announce with port 0", anything, "3|", anything, false, "as above"},
 }
 
+// handed are the ports of the peers that ours hands out.
+var handed = map[string]string{
+	"HTTP announce of a leecher":                    "1001",
+	"HTTP announce of another leecher":              "1001 1002",
+	"HTTP announce of a completed download":         "1003",
+	"HTTP announce that a download completed again": "1003",
+	"HTTP announce of dictionaries":                 "[map[ip:127.0.0.1 port:1006]]",
+	"HTTP announce that wants less than none":       "1001 1002",
+	"HTTP announce that wants many":                 "1001 1002",
+	"HTTP announce of a partial seed":               "1003",
+	"HTTP announce without left":                    "1001 1002 1003 1005",
+	"HTTP announce in escapes of both cases":        "1002 1005 1006",
+	"UDP announce of a seeder":                      "2001",
+	"UDP announce of another leecher":               "2001 2002",
+	"UDP announce of a completed download":          "2003",
+	"UDP announce of a partial seed":                "2003",
+}
+
 func match(pattern, text string) bool {
 	return regexp.MustCompile("^(?s:" + pattern + ")$").MatchString(text)
 }
@@ -325,6 +343,9 @@ func TestSideBySideWithOpentracker(t *testing.T) {
 	compare := func(question string, a, b fields) {
 		t.Helper()
 		t.Logf("%s: %v, opentracker %v", question, a, b)
+		if got := a["peers"]; strings.Contains(question, " announce") && got != handed[question] {
+			t.Errorf("%s: handed out are %q, want %q", question, got, handed[question])
+		}
 		names := maps.Clone(a)
 		maps.Copy(names, b)
 	next:

@@ -273,9 +273,9 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		o.Stats, o.StatsNetworks = g.fleet, g.Stats
 	}
 	if !g.FullScrape.Empty() {
-		o.FullScrapes = &httpapi.FullScrapes{Networks: g.FullScrape, Public: g.FullScrape.String() == everybody, Once: g.fullScrapeOnce}
+		o.FullScrapes = &httpapi.FullScrapes{Networks: g.FullScrape, Public: g.FullScrape.String() == everybody, Once: g.fullScrapeOnce, NotOnce: g.fullScrapeNot}
 	}
-	g.looks = httpapi.NewLooks(policy, g.FullScrapeTTL, g.clock)
+	g.looks = httpapi.NewLooks(policy, g.FullScrapeTTL, g.clock, g.log)
 	o.Looks = g.looks
 	for _, l := range listeners {
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})
@@ -297,8 +297,18 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 func (g *gateway) fullScrapeOnce(client netip.Addr) (wait time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return g.store.Once(ctx, "fullscrape", client, httpapi.FullScrapeWindow)
+	return g.store.Once(ctx, onceFullScrape, client, httpapi.FullScrapeWindow)
 }
+
+func (g *gateway) fullScrapeNot(client netip.Addr) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := g.store.NotOnce(ctx, onceFullScrape, client); err != nil {
+		g.log.Debug("a client without its full scrape has to wait", "error", err)
+	}
+}
+
+const onceFullScrape = "fullscrape"
 
 func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, sockets []*net.UDPConn) error {
 	if len(sockets) == 0 && len(g.UDP) == 0 {

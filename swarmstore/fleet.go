@@ -25,6 +25,9 @@ const (
 // fleetTTL is how long a gateway is heard of after it last published.
 const fleetTTL = time.Minute
 
+// forgotten is after which what a gateway published is removed: longer, as clocks differ.
+const forgotten = 10 * time.Minute
+
 // reached is the Redis that was found, or swarm.ErrUnavailable.
 func (s *Store) reached() (*backend, error) {
 	if b := s.backend.Load(); b != nil {
@@ -57,7 +60,7 @@ func (s *Store) Leave(ctx context.Context, id string) error {
 }
 
 // Fleet is the state of each gateway, by its id (HGETALL). States older than a minute
-// are left out and removed.
+// are left out, and much older ones removed.
 func (s *Store) Fleet(ctx context.Context, now time.Time) (map[string][]byte, error) {
 	b, err := s.reached()
 	if err != nil {
@@ -72,11 +75,12 @@ func (s *Store) Fleet(ctx context.Context, now time.Time) (map[string][]byte, er
 	for id, value := range all {
 		at, state, _ := strings.Cut(value, " ")
 		n, err := strconv.ParseInt(at, 10, 64)
-		if err != nil || now.Sub(time.Unix(n, 0)).Abs() > fleetTTL {
+		switch age := now.Sub(time.Unix(n, 0)).Abs(); {
+		case err != nil || age > forgotten:
 			stale = append(stale, id)
-			continue
+		case age <= fleetTTL:
+			fleet[id] = []byte(state)
 		}
-		fleet[id] = []byte(state)
 	}
 	if len(stale) > 0 {
 		err = b.client.HDel(ctx, fleetKey, stale...).Err()

@@ -51,8 +51,14 @@ func TestFleet(t *testing.T) {
 			want("a", "b")
 			one.Pass(21 * time.Second)
 			want("b") // a died
-			one.Pass(-30 * time.Second)
-			want("b") // and was removed
+			for range 15 { // and is removed, while others are there
+				one.Pass(45 * time.Second)
+				publish(other, "b")
+			}
+			want("b")
+			one.Pass(-10 * time.Minute)
+			publish(other, "b")
+			want("b")
 			publish(one, "a")
 			if err := one.Leave(ctx, "a"); err != nil {
 				t.Fatal(err)

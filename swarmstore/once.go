@@ -14,9 +14,9 @@ import (
 	"swarmgate/swarmstore/swarm"
 )
 
-// onceKey and a MAC of an address begin the keys of those who may not do something again yet.
+// oncePrefix and a MAC of an address begin the keys of those who may not do something again yet.
 const (
-	onceKey    = "swarmgate:once:"
+	oncePrefix = "swarmgate:once:"
 	onceSecret = "swarmgate:secret:once"
 )
 
@@ -30,19 +30,10 @@ func (s *Store) Once(ctx context.Context, what string, client netip.Addr, window
 	if b == nil {
 		return 0, swarm.ErrUnavailable
 	}
-	var own [16]byte
-	_, _ = rand.Read(own[:])
-	secret, err := s.Secret(ctx, onceSecret, own)
+	key, err := s.onceKey(ctx, what, client)
 	if err != nil {
 		return 0, err
 	}
-	if client.Is6() {
-		prefix, _ := client.Prefix(clientBits6)
-		client = prefix.Addr()
-	}
-	text := client.AsSlice()
-	mac := siphash.Hash(binary.LittleEndian.Uint64(secret[:]), binary.LittleEndian.Uint64(secret[8:]), text)
-	key := onceKey + what + ":" + strconv.FormatUint(mac, 36)
 	first, err := b.client.SetNX(ctx, key, "", window).Result()
 	if err == nil && !first {
 		wait, err = b.client.PTTL(ctx, key).Result()
@@ -52,4 +43,40 @@ func (s *Store) Once(ctx context.Context, what string, client netip.Addr, window
 		return 0, fmt.Errorf("once: %w", err)
 	}
 	return wait, nil
+}
+
+// NotOnce takes back what Once allowed and then did not happen.
+func (s *Store) NotOnce(ctx context.Context, what string, client netip.Addr) error {
+	b := s.backend.Load()
+	if b == nil {
+		return swarm.ErrUnavailable
+	}
+	key, err := s.onceKey(ctx, what, client)
+	if err == nil {
+		err = b.client.Del(ctx, key).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("once: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) onceKey(ctx context.Context, what string, client netip.Addr) (string, error) {
+	secret := s.once.Load()
+	if secret == nil {
+		var own [16]byte
+		_, _ = rand.Read(own[:])
+		shared, err := s.Secret(ctx, onceSecret, own)
+		if err != nil {
+			return "", err
+		}
+		secret = &shared
+		s.once.Store(secret)
+	}
+	if client.Is6() {
+		prefix, _ := client.Prefix(clientBits6)
+		client = prefix.Addr()
+	}
+	mac := siphash.Hash(binary.LittleEndian.Uint64(secret[:]), binary.LittleEndian.Uint64(secret[8:]), client.AsSlice())
+	return oncePrefix + what + ":" + strconv.FormatUint(mac, 36), nil
 }

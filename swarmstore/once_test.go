@@ -62,3 +62,17 @@ func TestOnceTellsNoAddressToRedis(t *testing.T) {
 		t.Errorf("it lasts %v", ttl)
 	}
 }
+
+func TestNotOnce(t *testing.T) {
+	now := time.Now()
+	g := storetest.Embedded(t).Open(t, &now, nil)
+	client := netip.MustParseAddr("192.0.2.1")
+	for range 2 {
+		if wait, err := g.Once(t.Context(), "list", client, time.Minute); wait != 0 || err != nil {
+			t.Errorf("it has to wait %v, %v", wait, err)
+		}
+		if err := g.NotOnce(t.Context(), "list", client); err != nil {
+			t.Error(err)
+		}
+	}
+}

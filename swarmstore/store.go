@@ -94,6 +94,7 @@ type Store struct {
 	stop   context.CancelFunc
 	ctx    context.Context
 	wg     sync.WaitGroup
+	once   atomic.Pointer[[16]byte] // the secret of Once, when it is known
 }
 
 // ErrURL is what Open says of an address that is none.

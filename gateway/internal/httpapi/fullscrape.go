@@ -29,7 +29,7 @@ const (
 	maxFullScrapes = 16
 
 	// A client that takes fewer bytes a second than this is sent no more.
-	slowest = 16 << 10
+	slowest = 64 << 10
 
 	// busyAfter is when to come again to who comes while the tracker cannot.
 	busyAfter = time.Minute
@@ -85,17 +85,19 @@ type FullScrapes struct {
 	Networks Networks // of those who may have a full scrape
 	Public   bool     // which is everybody: caches may share it
 
-	// Once says that a client may have a full scrape now, or how long it has to wait.
-	Once func(client netip.Addr) (wait time.Duration, err error)
+	// Once says that a client may have a full scrape now, or how long it has to wait. NotOnce
+	// takes back what was allowed, when it got none.
+	Once    func(client netip.Addr) (wait time.Duration, err error)
+	NotOnce func(client netip.Addr)
 }
 
 // mayScrapeAll says whether there are full scrapes for a client.
-func (s *Server) mayScrapeAll(c *fiber.Ctx) bool {
-	return s.FullScrapes != nil && among(s.FullScrapes.Networks, s.remote(c))
+func (s *Server) mayScrapeAll(client netip.Addr) bool {
+	return s.FullScrapes != nil && among(s.FullScrapes.Networks, client)
 }
 
 // fullScrape answers with all swarms, in the format of a name.
-func (s *Server) fullScrape(c *fiber.Ctx, name string) error {
+func (s *Server) fullScrape(c *fiber.Ctx, client netip.Addr, name string) error {
 	var f *format
 	for _, known := range formats {
 		if known.name == name || name == "" && f == nil {
@@ -103,7 +105,7 @@ func (s *Server) fullScrape(c *fiber.Ctx, name string) error {
 		}
 	}
 	switch {
-	case !s.mayScrapeAll(c):
+	case !s.mayScrapeAll(client):
 		return fiber.ErrForbidden
 	case f == nil:
 		return fiber.ErrBadRequest
@@ -116,14 +118,7 @@ func (s *Server) fullScrape(c *fiber.Ctx, name string) error {
 			return c.SendStatus(fiber.StatusNotModified)
 		}
 	}
-	wait, err := s.FullScrapes.Once(s.remote(c))
-	switch {
-	case err != nil:
-		return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
-	case wait > 0:
-		return s.later(c, fiber.StatusTooManyRequests, wait)
-	}
-	return s.sendAll(c, f)
+	return s.sendAll(c, f, client)
 }
 
 // later refuses a request that may be made again after a while.
@@ -133,8 +128,9 @@ func (s *Server) later(c *fiber.Ctx, status int, wait time.Duration) error {
 }
 
 // sendAll answers with all swarms, in an encoding that the client takes. A look that fails on the way breaks
-// the connection off; HTTP/1.0 could not tell that from the end, and is refused.
-func (s *Server) sendAll(c *fiber.Ctx, f *format) error {
+// the connection off; HTTP/1.0 could not tell that from the end, and is refused. A client has a full scrape once
+// in a while, a dump as it likes.
+func (s *Server) sendAll(c *fiber.Ctx, f *format, client netip.Addr) error {
 	if !c.Request().Header.IsHTTP11() {
 		return fiber.ErrHTTPVersionNotSupported
 	}
@@ -142,10 +138,26 @@ func (s *Server) sendAll(c *fiber.Ctx, f *format) error {
 		s.sending.Add(-1)
 		return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
 	}
+	if f != formatDump {
+		wait, err := s.FullScrapes.Once(client)
+		if err != nil || wait > 0 {
+			s.sending.Add(-1)
+			if err != nil {
+				return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
+			}
+			return s.later(c, fiber.StatusTooManyRequests, wait)
+		}
+	}
+	none := func() error {
+		s.sending.Add(-1)
+		if f != formatDump {
+			s.FullScrapes.NotOnce(client)
+		}
+		return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
+	}
 	r, err := s.Looks.open()
 	if err != nil {
-		s.sending.Add(-1)
-		return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
+		return none()
 	}
 	coding := codingOf(c)
 	b := &swarmsBody{look: r, format: f, conn: c.Context().Conn(), end: sync.OnceFunc(func() {
@@ -157,8 +169,8 @@ func (s *Server) sendAll(c *fiber.Ctx, f *format) error {
 		b.sent = s.Metrics.FullScraped
 	}
 	if b.fill() != nil { // before anything is sent it can be said
-		b.end()
-		return s.later(c, fiber.StatusServiceUnavailable, busyAfter)
+		r.close()
+		return none()
 	}
 	s.describe(c, r.look, f, coding)
 	c.Context().SetBodyStream(b, -1)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -71,6 +72,7 @@ type listing struct {
 	metrics *fakeMetrics
 	wait    time.Duration // that clients are told to
 	err     error
+	allowed atomic.Int64 // that clients were, and kept
 }
 
 const listingTTL = time.Minute
@@ -79,11 +81,16 @@ func list(t *testing.T, swarms Swarms, change func(*Options)) *listing {
 	l := &listing{t: t}
 	l.now.Store(1_800_000_059)
 	clock := func() time.Time { return time.Unix(l.now.Load(), 0) }
-	l.looks = NewLooks(swarms, listingTTL, clock)
+	l.looks = NewLooks(swarms, listingTTL, clock, slog.New(slog.DiscardHandler))
 	t.Cleanup(l.looks.Close)
 	o := Options{
 		Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, Now: clock, MaxClients: 100, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback, Looks: l.looks,
-		FullScrapes: &FullScrapes{Networks: loopback, Public: true, Once: func(netip.Addr) (time.Duration, error) { return l.wait, l.err }},
+		FullScrapes: &FullScrapes{Networks: loopback, Public: true, Once: func(netip.Addr) (time.Duration, error) {
+			if l.wait == 0 && l.err == nil {
+				l.allowed.Add(1)
+			}
+			return l.wait, l.err
+		}, NotOnce: func(netip.Addr) { l.allowed.Add(-1) }},
 	}
 	if change != nil {
 		change(&o)
@@ -216,6 +223,9 @@ func TestALookThatFailsBreaksOff(t *testing.T) {
 		if response, _ := l.ask("/scrape"); response.StatusCode != 503 || response.Header.Get("Retry-After") == "" || response.Header.Get("ETag") != "" {
 			t.Errorf("%s: a look that fails at once gets %d %v", accepted, response.StatusCode, response.Header)
 		}
+		if n := l.allowed.Load(); n != 1 {
+			t.Errorf("%s: %d full scrapes are counted against the client, of which one was sent", accepted, n)
+		}
 		if n := swarms.scans.Load(); n != 2 {
 			t.Errorf("%s: after a look that failed there are %d", accepted, n)
 		}
@@ -339,6 +349,9 @@ func TestWhoGetsNone(t *testing.T) {
 	if status, _ := get(t, l.addr, "/stats?mode=tpbs&format=xml"); status != 400 {
 		t.Errorf("an unknown format gets %d", status)
 	}
+	if n := l.allowed.Load(); n != 0 {
+		t.Errorf("%d full scrapes are counted against who got none", n)
+	}
 	if raw := exchange(t, l.addr, "GET /scrape HTTP/1.0\r\n\r\n"); !strings.HasPrefix(raw, "HTTP/1.1 505") {
 		t.Errorf("HTTP/1.0 gets %q", raw)
 	}
@@ -391,7 +404,7 @@ func TestOnlySoManyAtATime(t *testing.T) {
 }
 
 func TestLooksEnd(t *testing.T) {
-	looks := NewLooks(&fakeSwarms{parts: make(chan []swarm.Entry)}, time.Minute, time.Now)
+	looks := NewLooks(&fakeSwarms{parts: make(chan []swarm.Entry)}, time.Minute, time.Now, slog.New(slog.DiscardHandler))
 	r, err := looks.open()
 	if err != nil {
 		t.Fatal(err)

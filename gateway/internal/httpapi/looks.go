@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -27,6 +29,7 @@ type Looks struct {
 	swarms Swarms
 	ttl    time.Duration
 	now    func() time.Time
+	log    *slog.Logger
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -40,8 +43,8 @@ type Looks struct {
 var errEnded = errors.New("the gateway looks at swarms no more")
 
 // NewLooks returns looks that each answer for ttl from their beginning. There is none yet.
-func NewLooks(swarms Swarms, ttl time.Duration, now func() time.Time) *Looks {
-	s := &Looks{swarms: swarms, ttl: ttl, now: now}
+func NewLooks(swarms Swarms, ttl time.Duration, now func() time.Time, log *slog.Logger) *Looks {
+	s := &Looks{swarms: swarms, ttl: ttl, now: now, log: log}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -77,13 +80,18 @@ func (s *Looks) open() (*lookReader, error) {
 	s.drop()
 	l, err := newLook(s.now())
 	if err != nil {
+		s.log.Error("no look at all swarms", "error", err)
 		return nil, err
 	}
 	s.latest = l
 	l.hold() // until it ends
 	s.busy.Go(func() {
 		defer l.release()
-		l.end(s.swarms.Scan(s.ctx, s.now, l.add))
+		err := s.swarms.Scan(s.ctx, s.now, l.add)
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Warn("a look at all swarms failed", "error", err)
+		}
+		l.end(err)
 	})
 	l.hold()
 	return &lookReader{look: l}, nil
@@ -158,9 +166,9 @@ func (l *look) add(part []swarm.Entry) error {
 	for i := range part {
 		e := &part[i]
 		b = append(b, e.InfoHash[:]...)
-		b = binary.BigEndian.AppendUint32(b, uint32(e.Seeders))
-		b = binary.BigEndian.AppendUint32(b, uint32(e.Incomplete()))
-		b = binary.BigEndian.AppendUint32(b, uint32(e.Downloads))
+		for _, n := range [...]int{e.Seeders, e.Incomplete(), e.Downloads} {
+			b = binary.BigEndian.AppendUint32(b, uint32(min(n, math.MaxUint32)))
+		}
 	}
 	if _, err := l.file.Write(b); err != nil {
 		return fmt.Errorf("all swarms: %w", err)

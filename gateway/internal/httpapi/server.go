@@ -34,7 +34,7 @@ type Tracker interface {
 type Metrics interface {
 	// Accepted is a connection from this address.
 	Accepted(from netip.Addr)
-	// Invalid counts requests that got a failure reason, with the status 200, or a status of 400 or above.
+	// Invalid counts requests that got a failure reason, with the status 200, or another status.
 	Invalid(status int)
 	// ForgedHeader, ForgedProxy and ForgedQuery count requests, or for a PROXY header
 	// connections, with an address from who may name none.
@@ -111,7 +111,10 @@ func New(o Options) *Server {
 	})
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
 	if o.RedirectURL != "" {
-		s.app.Get("/", func(c *fiber.Ctx) error { return c.Redirect(o.RedirectURL, fiber.StatusFound) })
+		s.app.Get("/", func(c *fiber.Ctx) error {
+			o.Metrics.Invalid(fiber.StatusFound)
+			return c.Redirect(o.RedirectURL, fiber.StatusFound)
+		})
 	}
 	paths := []string{"/"}
 	if o.PathPrefix != "" {
@@ -165,8 +168,10 @@ func (s *Server) scrape(c *fiber.Ctx) error {
 	r := s.scrapes.Get().(*scrape)
 	defer s.scrapes.Put(r)
 	reason := r.parse(c.Context().URI().QueryString())
-	if reason == reasonNoScrape && s.mayScrapeAll(c) {
-		return s.fullScrape(c, "")
+	if reason == reasonNoScrape {
+		if client := s.remote(c); s.mayScrapeAll(client) {
+			return s.fullScrape(c, client, "")
+		}
 	}
 	if reason != "" {
 		return s.fail(c, reason)

@@ -19,20 +19,20 @@ const defaultMode = "peer"
 
 // stats answers ?mode=.
 func (s *Server) stats(c *fiber.Ctx) error {
-	mode, args := defaultMode, c.Context().QueryArgs()
+	mode, args, client := defaultMode, c.Context().QueryArgs(), s.remote(c)
 	if args.Has("mode") {
 		mode = string(args.Peek("mode"))
 	}
 	switch {
 	case mode == "tpbs":
-		return s.fullScrape(c, string(args.Peek("format")))
+		return s.fullScrape(c, client, string(args.Peek("format")))
 	case s.Stats == nil:
 		return fiber.ErrNotFound
-	case !s.mayReadStats(c):
+	case !among(s.StatsNetworks, client):
 		return fiber.ErrForbidden
 	}
 	if mode == "statedump" {
-		return s.sendAll(c, formatDump)
+		return s.sendAll(c, formatDump, client)
 	}
 	page, known, err := s.Stats.Page(context.Background(), mode)
 	switch {
@@ -45,7 +45,7 @@ func (s *Server) stats(c *fiber.Ctx) error {
 }
 
 func (s *Server) statsJSON(c *fiber.Ctx) error {
-	if !s.mayReadStats(c) {
+	if !among(s.StatsNetworks, s.remote(c)) {
 		return fiber.ErrForbidden
 	}
 	page, err := s.Stats.JSON(context.Background())
@@ -55,8 +55,4 @@ func (s *Server) statsJSON(c *fiber.Ctx) error {
 	c.Context().SetContentType(fiber.MIMEApplicationJSON)
 	c.Context().SetBody(page)
 	return nil
-}
-
-func (s *Server) mayReadStats(c *fiber.Ctx) bool {
-	return among(s.StatsNetworks, s.remote(c))
 }
