@@ -52,6 +52,7 @@ type Config struct {
 const (
 	commandRun    = "run"
 	commandHealth = "health"
+	commandRotate = "secret rotate"
 )
 
 // errHelp says that help was asked for and printed.
@@ -110,11 +111,12 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	}
 
 	command = commandRun
-	switch rest := fs.Args(); {
-	case len(rest) == 1 && rest[0] == commandHealth:
-		command = commandHealth
-	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (the only one is %q)", strings.Join(rest, " "), commandHealth)
+	switch rest := strings.Join(fs.Args(), " "); rest {
+	case "":
+	case commandHealth, commandRotate:
+		command = rest
+	default:
+		return "", nil, fmt.Errorf("unknown command %q (there are %q and %q)", rest, commandHealth, commandRotate)
 	}
 	for _, url := range strings.Split(*redis, ",") {
 		if url = strings.TrimSpace(url); url != "" {
@@ -137,6 +139,12 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	if err := c.check(fs.Changed("min-interval")); err != nil {
 		return "", nil, err
 	}
+	if command == commandRotate && len(c.Redis) == 0 {
+		return "", nil, errors.New("--redis: names no Redis whose secret is to be rotated")
+	}
+	if command == commandRotate && c.Secret != "" {
+		return "", nil, errors.New("--secret: gateways that were given one share none that could be rotated")
+	}
 	c.MinInterval = min(c.MinInterval, c.Interval)
 	return command, c, nil
 }
@@ -150,6 +158,8 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
 
   gateway [flags]         answer announces and scrapes
   gateway health [flags]  exit with 0 if the gateway with these flags is up
+  gateway secret rotate --redis URL
+                          let all gateways of a Redis make connection ids with a new secret
 
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.
 

@@ -41,9 +41,12 @@ func start(ctx context.Context, args []string, lookupEnv func(string) (string, b
 		fmt.Fprintf(stderr, "gateway: %v\nTry --help.\n", err)
 		return 2
 	}
-	if command == commandHealth {
+	switch command {
+	case commandHealth:
 		err = health(ctx, config)
-	} else {
+	case commandRotate:
+		err = rotateSecret(ctx, config, stdout)
+	default:
 		err = run(ctx, config, stdout, nil)
 	}
 	var misuse *misuseError
