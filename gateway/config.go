@@ -83,6 +83,7 @@ const (
 	commandHealth = "health"
 	commandImport = "import" // statedump FILE
 	commandAccess = "access"
+	commandRotate = "secret rotate"
 )
 
 // realIPHeaders may tell a client's address, the first one by default.
@@ -173,6 +174,8 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	switch rest := fs.Args(); {
 	case len(rest) == 1 && rest[0] == commandHealth:
 		command = commandHealth
+	case strings.Join(rest, " ") == commandRotate:
+		command = commandRotate
 	case len(rest) == 3 && rest[0] == commandImport && rest[1] == "statedump":
 		command, c.ImportFile = commandImport, rest[2]
 	case len(rest) > 0 && rest[0] == commandAccess:
@@ -181,7 +184,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 			return "", nil, err
 		}
 	case len(rest) > 0:
-		return "", nil, fmt.Errorf("unknown command %q (there are %q, %q and %q)", strings.Join(rest, " "), commandHealth, commandAccess, commandImport+" statedump FILE")
+		return "", nil, fmt.Errorf("unknown command %q (there are %q, %q, %q and %q)", strings.Join(rest, " "), commandHealth, commandAccess, commandImport+" statedump FILE", commandRotate)
 	}
 	var ok bool
 	if c.Access, ok = access.ParseWord(*mode); !ok || c.Access == swarm.Unlisted {
@@ -207,6 +210,12 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	if err := c.check(fs.Changed("min-interval")); err != nil {
 		return "", nil, err
 	}
+	if command == commandRotate && len(c.Redis) == 0 {
+		return "", nil, errors.New("--redis: names no Redis whose secret is to be rotated")
+	}
+	if command == commandRotate && c.Secret != "" {
+		return "", nil, errors.New("--secret: gateways that were given one share none that could be rotated")
+	}
 	c.MinInterval = min(c.MinInterval, c.Interval)
 	return command, c, nil
 }
@@ -228,6 +237,8 @@ func printHelp(w io.Writer, fs *pflag.FlagSet) {
                           print what is listed
   gateway import statedump FILE --redis URL
                           take over the downloads that opentracker counted; - is stdin
+  gateway secret rotate --redis URL
+                          let all gateways of a Redis make connection ids with a new secret
 
 The access commands change the list in --redis; without, that of the gateway at --admin.
 Each flag has an environment variable: --peer-ttl is SWARMGATE_PEER_TTL.

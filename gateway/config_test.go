@@ -132,6 +132,8 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{env: map[string]string{"SWARMGATE_STATS": "10.0.0.0/x"}, want: "--stats"},
 		{args: []string{"--no-such-flag"}, want: "--no-such-flag"},
 		{args: []string{"serve"}, want: "serve"},
+		{args: []string{"secret", "rotate"}, want: "--redis"},
+		{args: []string{"secret", "rotate", "--redis", "redis://127.0.0.1:1", "--secret", "hunter22hunter22"}, want: "--secret"},
 		{args: []string{"--redis", "http://:hunter22@x"}, want: "--redis"},
 		{args: []string{"--redis", "redis://:hunter22@x:y"}, want: "--redis"},
 		{args: []string{"--redis-ca", "x"}, want: "--redis-ca"},

@@ -48,6 +48,8 @@ func start(ctx context.Context, args []string, lookupEnv func(string) (string, b
 		err = importStatedump(ctx, config, os.Stdin, stderr)
 	case commandAccess:
 		err = changeAccess(ctx, config, stdout, stderr)
+	case commandRotate:
+		err = rotateSecret(ctx, config, stdout)
 	default:
 		err = run(ctx, config, stdout, nil)
 	}

@@ -65,9 +65,9 @@ type gateway struct {
 	completed *completedEvents // nil when they are off
 	fleet     *stats.Fleet     // nil when statistics are off
 	ids       *udpproxy.ConnectionIDs
-	secret    [16]byte // that new ids are made with
+	secrets   swarmstore.Secrets // that ids are made with
 	decoys    *tracker.Decoys
-	disguise  [16]byte // that decoys follow from
+	disguise  swarmstore.Secrets // that decoys follow from, the first alone
 
 	udp   []*udpproxy.Server // one for each address, as the next
 	http  []*httpFront
@@ -201,7 +201,7 @@ func (g *gateway) newTracker() *tracker.Tracker {
 		g.decoys = tracker.NewDecoys(g.Decoys, g.DecoyPrefixes.Prefixes())
 		g.disguise = newSecret(g.Secret, "decoys")
 		if g.Secret != "" {
-			g.decoys.SetKey(g.disguise)
+			g.decoys.SetKey(g.disguise[0])
 		}
 	}
 	p := g.policy()
@@ -314,8 +314,8 @@ func (g *gateway) listenUDP(ctx context.Context, policy *tracker.Tracker, socket
 	if len(sockets) == 0 && len(g.UDP) == 0 {
 		return nil
 	}
-	g.secret = newSecret(g.Secret, "")
-	g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secret)
+	g.secrets = newSecret(g.Secret, "")
+	g.ids = udpproxy.NewConnectionIDs(g.ConnectionTTL, g.secrets[0])
 	f := g.metrics.front("udp", g.metrics.counters.UDP())
 	o := udpproxy.Options{
 		SharePort: g.SharePort,
@@ -402,45 +402,73 @@ func (g *gateway) keep(ctx context.Context) {
 	}
 }
 
-// secretEvery is how often the shared secrets are looked up. Where Redis lost them, the
-// gateways agree on one again within this.
-const secretEvery = 5 * time.Second
+const (
+	// secretEvery is how often the shared secrets are looked up. Where Redis lost them, the
+	// gateways agree on one again within this.
+	secretEvery = 5 * time.Second
 
-// shareSecrets makes the connection ids and the decoys follow the secrets that all gateways share. The
-// one before stays good for ids that clients still have.
+	// secretKnown is how long a new secret is given until all gateways must have looked it up,
+	// also those that failed once or twice.
+	secretKnown = 3*secretEvery + 2*time.Second
+)
+
+// shareSecrets makes the connection ids and the decoys follow the secrets that all gateways share. Unless
+// it was rotated, which names another one, the one before stays good for ids that clients still have.
 func (g *gateway) shareSecrets(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if g.ids != nil {
-		if shared, ok := g.shared(ctx, swarmstore.ConnectionSecret, g.secret); ok && shared != g.secret {
-			g.ids.SetSecrets(shared, g.secret)
-			g.secret = shared
+		shared, ok := g.shared(ctx, swarmstore.ConnectionSecret, g.secrets)
+		rotated := shared[0] != shared[1]
+		if ok && (rotated || shared[0] != g.secrets[0]) {
+			if !rotated {
+				shared[1] = g.secrets[0]
+			}
+			g.ids.SetSecrets(shared[0], shared[1])
+			g.secrets = shared
 		}
 	}
 	if g.decoys != nil {
 		if shared, ok := g.shared(ctx, swarmstore.DecoySecret, g.disguise); ok {
-			g.decoys.SetKey(shared)
+			g.decoys.SetKey(shared[0])
 			g.disguise = shared
 		}
 	}
 }
 
-func (g *gateway) shared(ctx context.Context, key string, own [16]byte) (secret [16]byte, ok bool) {
-	secret, err := g.store.Secret(ctx, key, own)
+func (g *gateway) shared(ctx context.Context, key string, own swarmstore.Secrets) (secrets swarmstore.Secrets, ok bool) {
+	secrets, err := g.store.Secrets(ctx, key, own)
 	if err != nil {
 		g.log.Debug("the shared secret cannot be read", "error", err)
 	}
-	return secret, err == nil
+	return secrets, err == nil
+}
+
+// rotateSecret lets all gateways make connection ids with another secret than before.
+func rotateSecret(ctx context.Context, c *Config, stdout io.Writer) error {
+	g := &gateway{Config: c, log: slog.New(c.Log), metrics: newMetrics(false)}
+	defer g.close()
+	if err := g.openStore(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "A new secret is made known to the gateways; it is in use in %v.\n", secretKnown)
+	if err := g.store.RotateSecret(ctx, swarmstore.ConnectionSecret, newSecret("", "")[0], secretKnown); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "Done. Ids made with the one before stay good until the next rotation.")
+	return nil
 }
 
 // newSecret is made from the operator's text for a purpose, or of chance without one.
-func newSecret(text, purpose string) (secret [16]byte) {
+func newSecret(text, purpose string) (s swarmstore.Secrets) {
 	if text == "" {
-		_, _ = rand.Read(secret[:])
-		return secret
+		_, _ = rand.Read(s[0][:])
+	} else {
+		sum := sha256.Sum256([]byte(purpose + text))
+		copy(s[0][:], sum[:])
 	}
-	sum := sha256.Sum256([]byte(purpose + text))
-	return [16]byte(sum[:])
+	s[1] = s[0]
+	return s
 }
 
 // received tells whether a signal came.

@@ -245,6 +245,7 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 		o.write = redis.NewIntCmd(x.store.ctx, "zrem", peersKey(a.InfoHash, o.partition), swarm.AppendCompact(nil, a.Peer))
 		x.wrote(o.key(), true, now)
 		x.cmds = append(x.cmds, o.write)
+		x.planMark(o)
 		return true
 	}
 	z := x.zadd(a, o.partition, score(a.Class(), now))
@@ -259,8 +260,23 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 		cmds, o.completed = x.store.remember(a, now)
 		x.cmds = append(x.cmds, cmds[:]...)
 		x.wrote(expiring{hash: a.InfoHash, kind: kindCompleted}, true, now)
+		x.planMark(o)
 	}
 	return true
+}
+
+// planMark looks whether a swarm that was small when it was last seen is large by now. Another gateway that knows
+// may have written the peer elsewhere, and there it would stay as it is, while other writes can wait for the mover.
+func (x *exchange) planMark(o *op) {
+	if o.large == nil {
+		o.mark = x.store.mark(o.hash)
+		x.cmds = append(x.cmds, o.mark)
+	}
+}
+
+// mark is the command that reads the layout of a swarm.
+func (s *Store) mark(hash swarm.InfoHash) *redis.FloatCmd {
+	return redis.NewFloatCmd(s.ctx, "zscore", peersKey(hash, 0), layoutMember)
 }
 
 // remember are the commands that add a peer to those whose download was counted. Whoever
@@ -407,6 +423,13 @@ func (x *exchange) settle(groups []*group) {
 			if o.err == nil && o.read != noRead {
 				r := &x.reads[o.read]
 				o.view, o.again, o.err = r.view, r.large, r.err
+			}
+			if o.err == nil && o.mark != nil {
+				if o.err = o.mark.Err(); o.err == redis.Nil {
+					o.err = nil
+				} else {
+					o.again = o.err == nil
+				}
 			}
 			if o.err != nil {
 				o.again = false

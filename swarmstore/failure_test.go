@@ -363,6 +363,28 @@ func TestWaitReplicas(t *testing.T) {
 	storetest.Eventually(t, 20*time.Second, func() error { return announce(g, storetest.Hash(1), 3) })
 }
 
+// A master that has become a replica sends what comes for it to its successor, and is not taken for one whose
+// replica is away.
+func TestAReplicaTookOver(t *testing.T) {
+	nodes := storetest.Cluster(t, 3, 1)
+	g := gateway(t, storetest.URLs(nodes...), func(o *swarmstore.Options) { o.WaitReplicas = 1 })
+	all := func() error {
+		for n := range 40 {
+			if err := announce(g, storetest.Hash(n), 1); err != nil {
+				return fmt.Errorf("swarm %d: %w", n, err)
+			}
+		}
+		return nil
+	}
+	storetest.Eventually(t, 20*time.Second, all)
+	for _, replica := range nodes[3:] {
+		storetest.TakeOver(t, replica)
+	}
+	if err := all(); err != nil { // the gateway has not noticed yet
+		t.Error(err)
+	}
+}
+
 func TestFullStores(t *testing.T) {
 	full := func(t *testing.T, g *storetest.Gateway) {
 		t.Helper()

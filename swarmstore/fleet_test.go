@@ -50,7 +50,7 @@ func TestFleet(t *testing.T) {
 			publish(other, "b")
 			want("a", "b")
 			one.Pass(21 * time.Second)
-			want("b") // a died
+			want("b")      // a died
 			for range 15 { // and is removed, while others are there
 				one.Pass(45 * time.Second)
 				publish(other, "b")

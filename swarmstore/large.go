@@ -572,13 +572,13 @@ func straying(at []int, buckets []bucket) []int {
 }
 
 // errand tells whether an announce that is stored leaves something to do on another node than
-// its peer's: a download to count, or a peer that stopped to remove from where it may stand yet. Who lives is moved
-// by who has the mover's key, and nobody else.
+// its peer's: to see that the layout is still the one that it was routed by, a download to count, or a peer that
+// stopped to remove from where it may stand yet. Who lives is moved by who has the mover's key, and nobody else.
 func (o *op) errand() bool {
 	if o.large == nil || o.announce == nil || o.write == nil {
 		return false
 	}
-	return o.announce.Event == swarm.Completed || len(o.elsewhere()) > 0
+	return o.announce.Event == swarm.Completed || o.announce.Event == swarm.Stopped
 }
 
 // elsewhere are the partitions that the peer has to be removed from.
@@ -596,8 +596,8 @@ func (o *op) elsewhere() (partitions []int) {
 	return partitions
 }
 
-// runErrands does that and gives the group back. What cannot be done is left: a number that is lower
-// by one, or a peer that is there for a while.
+// runErrands does that and gives the group back. A download that cannot be counted is left; a peer that
+// cannot be removed has not stopped.
 func (s *Store) runErrands(g *group) {
 	done := func() {
 		for i := range g.ops {
@@ -605,18 +605,46 @@ func (s *Store) runErrands(g *group) {
 		}
 		g.finish()
 	}
-	if !s.larges.errands.TryAcquire(1) {
+	refuse := func(err error) {
+		for i := range g.ops {
+			if o := &g.ops[i]; len(o.elsewhere()) > 0 {
+				o.err = err
+			}
+		}
 		done()
+	}
+	if !s.larges.errands.TryAcquire(1) {
+		refuse(swarm.ErrBusy)
 		return
 	}
 	if !s.goes(func() {
 		defer s.larges.errands.Release(1)
+		s.checkLayouts(g.ops)
 		s.removeElsewhere(g.ops)
 		s.countDownloads(g.ops, g.now)
 		done()
 	}) {
 		s.larges.errands.Release(1)
-		done()
+		refuse(swarm.ErrUnavailable)
+	}
+}
+
+// checkLayouts lets announces be done again that were routed by a layout that is no more: another gateway that knew
+// may have written the peer elsewhere. Where the layout cannot be read, its node is away and nobody changes it.
+func (s *Store) checkLayouts(ops []op) {
+	marks := make([]*redis.FloatCmd, len(ops))
+	cmds := make([]routed, len(ops))
+	for i := range ops {
+		marks[i] = s.mark(ops[i].hash)
+		cmds[i] = routed{ops[i].hash, 0, marks[i]}
+	}
+	s.sendAll(cmds, false)
+	for i, mark := range marks {
+		if mark.Err() == nil || mark.Err() == redis.Nil { // that of a small swarm, which has none, is zero
+			l, _ := layoutOf(int64(mark.Val()))
+			o := &ops[i]
+			o.again = l.to != o.layout.to || !l.settled() && l != o.layout
+		}
 	}
 }
 
@@ -624,21 +652,30 @@ func (s *Store) runErrands(g *group) {
 // brought them there meanwhile.
 func (s *Store) removeElsewhere(ops []op) {
 	var before, again []routed
+	var of []*op // each command of both
 	remove := func(o *op, at int) routed {
+		of = append(of, o)
 		return routed{o.hash, at, redis.NewIntCmd(s.ctx, "zrem", peersKey(o.hash, at), swarm.AppendCompact(nil, o.announce.Peer))}
 	}
 	for i := range ops {
-		o := &ops[i]
-		elsewhere := o.elsewhere()
-		for _, at := range elsewhere {
-			before = append(before, remove(o, at))
-		}
-		if len(elsewhere) > 0 {
-			again = append(again, remove(o, o.partition))
+		for _, at := range ops[i].elsewhere() {
+			before = append(before, remove(&ops[i], at))
 		}
 	}
-	s.sendAll(before, true)
-	s.sendAll(again, true)
+	for _, o := range slices.Compact(slices.Clone(of)) {
+		again = append(again, remove(o, o.partition))
+	}
+	short := s.sendAll(before, true)
+	short = s.sendAll(again, true) || short
+	for i, r := range append(before, again...) {
+		err := r.cmd.Err()
+		if err == nil && short {
+			err = errReplicas
+		}
+		if err != nil && of[i].err == nil {
+			of[i].err = s.explain(err)
+		}
+	}
 }
 
 // countDownloads counts those of large swarms.

@@ -64,13 +64,14 @@ func (s *Store) NotOnce(ctx context.Context, what string, client netip.Addr) err
 func (s *Store) onceKey(ctx context.Context, what string, client netip.Addr) (string, error) {
 	secret := s.once.Load()
 	if secret == nil {
-		var own [16]byte
-		_, _ = rand.Read(own[:])
-		shared, err := s.Secret(ctx, onceSecret, own)
+		var own Secrets
+		_, _ = rand.Read(own[0][:])
+		own[1] = own[0]
+		shared, err := s.Secrets(ctx, onceSecret, own)
 		if err != nil {
 			return "", err
 		}
-		secret = &shared
+		secret = &shared[0]
 		s.once.Store(secret)
 	}
 	if client.Is6() {

@@ -217,3 +217,67 @@ func TestAnotherMoverGoesOn(t *testing.T) {
 	f.settled("shrinking", 100)
 	once(100)
 }
+
+// What a peer says through a gateway that has not seen a swarm's new layout yet holds for what it
+// said through one that has.
+func TestGatewaysDisagreeAboutALayout(t *testing.T) {
+	for name, sizes := range map[string][2]int{"a small swarm": {60, 300}, "a large one": {300, 1200}} {
+		t.Run(name, func(t *testing.T) {
+			b := storetest.Embedded(t)
+			knows, sleeps := newFleet(t, b, 1), &fleet{t: t}
+			now := time.Now()
+			sleeps.gateways = append(sleeps.gateways, b.Open(t, &now, func(o *swarmstore.Options) {
+				o.ViewTTL, o.ViewMemory = time.Minute, 64<<20
+			}))
+			knows.announce(swarm.Started, 0, sizes[0])
+			knows.settled("before", sizes[0])
+			if sizes[0] > 112 {
+				storetest.Eventually(t, 20*time.Second, func() error { return layoutSettled(t, knows, b) })
+			}
+			for range 3 { // so that it keeps what it has seen
+				sleeps.announce(swarm.None, 0, sizes[0])
+			}
+			before := b.Keys(t)
+			storetest.Eventually(t, 20*time.Second, func() error {
+				knows.announce(swarm.Started, sizes[0], sizes[1])
+				if n := b.Keys(t); n < before+4 {
+					return fmt.Errorf("the swarm has %d keys, after %d", n, before)
+				}
+				return nil
+			})
+			const from, stopped, completed = 5000, 5040, 5080
+			knows.announce(swarm.Started, from, completed)
+			sleeps.announce(swarm.Stopped, from, stopped)
+			sleeps.announce(swarm.Completed, stopped, completed)
+			found := b.Peers(t)
+			for n := from; n < stopped; n++ {
+				if sets := found[string(swarm.AppendCompact(nil, peerOf(n)))]; sets > 0 {
+					t.Errorf("peer %d stopped and stands in %d sets", n, sets)
+				}
+			}
+			seeders := 0
+			for n := range sizes[1] {
+				if n%3 == 0 {
+					seeders++
+				}
+			}
+			storetest.Eventually(t, 20*time.Second, func() error {
+				if c := counts(t, knows.gateways[0]); c.Seeders != seeders+completed-stopped {
+					return fmt.Errorf("counts are %+v, not %d and %d seeders", c, seeders, completed-stopped)
+				}
+				return layoutSettled(t, knows, b)
+			})
+		})
+	}
+}
+
+// layoutSettled tells whether each peer stands in one set.
+func layoutSettled(t *testing.T, f *fleet, b *storetest.Backend) error {
+	counts(t, f.gateways[0]) // who looks goes on
+	for _, sets := range b.Peers(t) {
+		if sets != 1 {
+			return fmt.Errorf("a peer stands in %d sets", sets)
+		}
+	}
+	return nil
+}

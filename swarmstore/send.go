@@ -2,6 +2,7 @@ package swarmstore
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -93,7 +94,14 @@ func (s *Store) pipeline(client *redis.Client, cmds []redis.Cmder, writes, ask b
 	if err != nil && (!errors.As(err, &reply) || cmds[0].Err() == errNotSent) {
 		return false, err // also when a new connection was refused, which no command is told
 	}
-	return acks != nil && int(acks.Val()) < want, nil
+	if acks == nil || int(acks.Val()) >= want {
+		return false, nil
+	}
+	// A master that has become a replica cannot wait, and has sent all of it elsewhere.
+	return slices.ContainsFunc(cmds, func(cmd redis.Cmder) bool {
+		_, _, elsewhere := redirection(cmdError(cmd))
+		return !elsewhere
+	}), nil
 }
 
 // redirection tells where a command was sent on to, by "MOVED slot addr", or for

@@ -288,10 +288,11 @@ type op struct {
 	again     bool // it turned out to be large: to be done anew, when that is known
 	stray     bool // and so was written to the first partition
 
-	write     *redis.IntCmd // ZADD or ZREM, when there is something to write
-	completed *redis.IntCmd // ZADD to the peers whose download was counted, likewise
-	read      int           // index of the read that fills its view, or noRead
-	late      bool          // written after that read
+	write     *redis.IntCmd   // ZADD or ZREM, when there is something to write
+	completed *redis.IntCmd   // ZADD to the peers whose download was counted, likewise
+	mark      *redis.FloatCmd // ZSCORE of the layout, where it must be none
+	read      int             // index of the read that fills its view, or noRead
+	late      bool            // written after that read
 }
 
 // key of the set that the operation writes.

@@ -38,6 +38,10 @@ func Need(t testing.TB, program, debian string) string {
 type Process struct {
 	*os.Process
 	Addr string
+
+	t       testing.TB // that it ends with
+	command []string
+	ended   chan struct{}
 }
 
 // Redis starts a redis-server on a free port of the loopback address, with
@@ -50,12 +54,31 @@ func Redis(t testing.TB, args ...string) *Process {
 // RedisAt is Redis on a given port.
 func RedisAt(t testing.TB, port int, args ...string) *Process {
 	t.Helper()
-	path := Need(t, "redis-server", "redis-server")
-	args = append([]string{
-		"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", t.TempDir(),
-		"--save", "", "--appendonly", "no", "--loglevel", "warning",
-	}, args...)
-	cmd := exec.Command(path, args...)
+	return redisOn(t, Host{IP: "127.0.0.1"}, port, args...)
+}
+
+// Host is where a server runs: in a network namespace that has the address, or in
+// the test's own when Namespace is empty.
+type Host struct{ Namespace, IP string }
+
+func redisOn(t testing.TB, host Host, port int, args ...string) *Process {
+	t.Helper()
+	command := []string{Need(t, "redis-server", "redis-server")}
+	if host.Namespace != "" {
+		command = append([]string{Need(t, "ip", "iproute2"), "netns", "exec", host.Namespace}, command...)
+	}
+	command = append(command,
+		"--port", strconv.Itoa(port), "--bind", host.IP, "--protected-mode", "no", "--dir", t.TempDir(),
+		"--save", "", "--appendonly", "no", "--loglevel", "warning")
+	p := &Process{Addr: net.JoinHostPort(host.IP, strconv.Itoa(port)), t: t, command: append(command, args...)}
+	p.start()
+	return p
+}
+
+func (p *Process) start() {
+	t := p.t
+	t.Helper()
+	cmd := exec.Command(p.command[0], p.command[1:]...)
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -70,7 +93,7 @@ func RedisAt(t testing.TB, port int, args ...string) *Process {
 		_ = cmd.Process.Kill()
 		<-ended
 	})
-	p := &Process{cmd.Process, net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
+	p.Process, p.ended = cmd.Process, ended
 	client := redis.NewClient(&redis.Options{Addr: p.Addr, MaxRetries: -1})
 	defer client.Close()
 	Eventually(t, 10*time.Second, func() error {
@@ -81,26 +104,49 @@ func RedisAt(t testing.TB, port int, args ...string) *Process {
 		}
 		return client.Ping(context.Background()).Err()
 	})
-	return p
+}
+
+// Restart kills the server and starts it again, with the same files. Nothing that it
+// stored is left, and a node of a cluster knows its place.
+func (p *Process) Restart() {
+	p.t.Helper()
+	_ = p.Kill()
+	<-p.ended
+	p.start()
 }
 
 // Cluster starts a Redis Cluster on the loopback address and returns when it serves.
 // The masters come first. What each gives are further arguments of a node.
 func Cluster(t testing.TB, masters, replicasEach int, each ...func() []string) []*Process {
 	t.Helper()
-	cli := Need(t, "redis-cli", "redis-tools")
 	var nodes []*Process
-	create := []string{"--cluster", "create"}
 	for range masters * (1 + replicasEach) {
-		port, bus := freePort(t), freePort(t)
-		args := []string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus),
-			"--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no",
-			"--repl-diskless-sync-delay", "0"}
+		var args []string
 		for _, more := range each {
 			args = append(args, more()...)
 		}
-		p := RedisAt(t, port, args...)
-		nodes = append(nodes, p)
+		nodes = append(nodes, ClusterNode(t, Host{IP: "127.0.0.1"}, args...))
+	}
+	FormCluster(t, replicasEach, nodes...)
+	return nodes
+}
+
+// ClusterNode starts a node that belongs to no cluster yet, with further arguments.
+func ClusterNode(t testing.TB, host Host, args ...string) *Process {
+	t.Helper()
+	port, bus := freePort(t), freePort(t)
+	return redisOn(t, host, port, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus),
+		"--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no",
+		"--repl-diskless-sync-delay", "0"}, args...)...)
+}
+
+// FormCluster makes a cluster of nodes and returns when it serves. On one host the masters
+// come first.
+func FormCluster(t testing.TB, replicasEach int, nodes ...*Process) {
+	t.Helper()
+	cli := Need(t, "redis-cli", "redis-tools")
+	create := []string{"--cluster", "create"}
+	for _, p := range nodes {
 		create = append(create, p.Addr)
 	}
 	create = append(create, "--cluster-replicas", strconv.Itoa(replicasEach), "--cluster-yes")
@@ -122,7 +168,28 @@ func Cluster(t testing.TB, masters, replicasEach int, each ...func() []string) [
 		})
 		_ = client.Close()
 	}
-	return nodes
+}
+
+// TakeOver makes a replica the master by hand, and returns when its old master follows it.
+func TakeOver(t testing.TB, replica *Process) {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: replica.Addr})
+	defer client.Close()
+	var asked time.Time
+	Eventually(t, 40*time.Second, func() error {
+		// An attempt that fails ends after 5 s.
+		if time.Since(asked) > 6*time.Second {
+			asked = time.Now()
+			if err := client.ClusterFailover(context.Background()).Err(); err != nil {
+				return err
+			}
+		}
+		info, err := client.Info(context.Background(), "replication").Result()
+		if err == nil && (!strings.Contains(info, "role:master") || !strings.Contains(info, "state=online")) {
+			err = fmt.Errorf("%s has not taken over", replica.Addr)
+		}
+		return err
+	})
 }
 
 // URLs of processes.

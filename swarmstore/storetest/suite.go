@@ -1,7 +1,9 @@
 package storetest
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -497,17 +499,53 @@ var suite = []struct {
 		}
 	}},
 	{"the first secret is everybody's", func(t *testing.T, g *Gateway) {
-		mine, err := g.Secret(t.Context(), swarmstore.DecoySecret, [16]byte{1})
+		mine, err := g.Secrets(t.Context(), swarmstore.DecoySecret, swarmstore.Secrets{{1}, {1}})
 		must(t, err)
-		theirs, err := g.Secret(t.Context(), swarmstore.DecoySecret, [16]byte{2})
+		theirs, err := g.Secrets(t.Context(), swarmstore.DecoySecret, swarmstore.Secrets{{2}, {3}})
 		must(t, err)
-		if mine != [16]byte{1} || theirs != mine {
+		if mine != (swarmstore.Secrets{{1}, {1}}) || theirs != mine {
 			t.Errorf("secrets are %v and %v", mine, theirs)
 		}
 	}},
 	{"the access list says what it was told last", lastWordOnAccess},
 	{"a file's word on access replaces its word before", fileOnAccess},
 	{"changes of the access list at the same time are all kept", manyChangeAccess},
+	{"a secret is rotated in two steps", func(t *testing.T, g *Gateway) {
+		const key = swarmstore.ConnectionSecret
+		if err := g.RotateSecret(t.Context(), key, [16]byte{9}, 0); !errors.Is(err, swarmstore.ErrNoSecret) {
+			t.Errorf("without a secret: %v", err)
+		}
+		want := func(want swarmstore.Secrets) error {
+			got, err := g.Secrets(t.Context(), key, swarmstore.Secrets{{1}, {1}})
+			if err == nil && got != want {
+				err = fmt.Errorf("secrets are %v, not %v", got, want)
+			}
+			return err
+		}
+		must(t, want(swarmstore.Secrets{{1}, {1}}))
+		rotate := func(secret byte, between func()) error {
+			t.Helper()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() { ended <- g.RotateSecret(ctx, key, [16]byte{secret}, time.Second) }()
+			Eventually(t, 10*time.Second, func() error { return want(swarmstore.Secrets{{1}, {secret}}) })
+			if between == nil {
+				cancel()
+			} else {
+				between()
+			}
+			return <-ended
+		}
+		if err := rotate(2, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("a rotation that is broken off: %v", err)
+		}
+		must(t, want(swarmstore.Secrets{{1}, {2}}))
+		if err := rotate(3, func() { must(t, g.RotateSecret(t.Context(), key, [16]byte{4}, 0)) }); !errors.Is(err, swarmstore.ErrRotating) {
+			t.Errorf("a rotation that another one overtakes: %v", err)
+		}
+		must(t, want(swarmstore.Secrets{{4}, {1}}))
+	}},
 }
 
 func wantCounts(t *testing.T, got, want swarm.Counts) {
