@@ -158,6 +158,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
 		Downloaded:   g.downloaded,
+		Hold:         g.Decoys > 0,
 		Renewals:     !g.Stats.Empty(),
 		Password:     g.RedisAccess.password(),
 		TLS:          g.RedisAccess.tls,

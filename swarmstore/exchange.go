@@ -55,6 +55,7 @@ type read struct {
 	hash      swarm.InfoHash
 	head      *redis.RawCmd
 	downloads *redis.StringCmd // when complete
+	held      *redis.StringCmd // with Options.Hold
 	complete  bool
 	view      *swarm.View
 	large     bool // it turned out to be none of the small
@@ -399,6 +400,10 @@ func (x *exchange) planRead(r *read) {
 		r.downloads = x.store.downloads(r.hash)
 		x.cmds = append(x.cmds, r.downloads)
 	}
+	if x.store.opt.Hold {
+		r.held = x.store.getHeld(r.hash)
+		x.cmds = append(x.cmds, r.held)
+	}
 }
 
 // downloads is the command that reads them, and keeps them.
@@ -495,7 +500,7 @@ func (x *exchange) learn(o *op, now time.Time) {
 }
 
 // finish makes views of what was read. What the first pipeline left to do it does in a
-// second one: count downloads, make keys expire that may be new, remove stale peers.
+// second one: count downloads, make keys expire that may be new, remove stale peers, hold counts.
 func (x *exchange) finish(client *redis.Client, groups []*group) error {
 	now := latest(groups)
 	x.cmds = x.cmds[:0]
@@ -538,12 +543,25 @@ func (x *exchange) finish(client *redis.Client, groups []*group) error {
 		}
 		r.view = swarm.NewView(x.peers.part(), downloads)
 		r.view.Complete = r.complete
+		if r.held != nil {
+			r.err = x.hold(r, now)
+		}
 	}
 	if len(x.cmds) == 0 {
 		return nil
 	}
 	x.writes = false
 	return x.send(client)
+}
+
+// hold gives a view its held counts, and stores them if they are new.
+func (x *exchange) hold(r *read, now time.Time) error {
+	h, err := held(r.held)
+	if err == nil && lookAgain(&h, now, r.view.Counts(), r.view.Counts6()) {
+		x.cmds = append(x.cmds, x.store.setHeld(r.hash, h, now))
+	}
+	r.view.Hold(h)
+	return err
 }
 
 func latest(groups []*group) time.Time {

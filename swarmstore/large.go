@@ -268,20 +268,23 @@ func (s *Store) goOn(hash swarm.InfoHash, r *reading, l *large, err error) {
 // or all. strays are partitions with peers that belong elsewhere.
 func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *large, strays []int, err error) {
 	p := &peers{ttl: s.opt.PeerTTL}
-	downloads, err := s.readLayout(p, hash, now)
+	downloads, h, err := s.readLayout(p, hash, now)
 	switch {
 	case err == nil && l != nil:
 		l.told = now
 	case err != nil && (l == nil || now.Sub(l.told).Abs() > toldEnough):
 		return nil, nil, err
 	case err != nil: // its node is away; those of other partitions may be there
-		p.layout, downloads = l.shape.Load().layout, l.view.Counts().Downloads
+		c := l.view.Counts()
+		p.layout, downloads, h = l.shape.Load().layout, c.Downloads, c.Held
 	}
 	if l != nil && p.layout == l.shape.Load().layout {
+		l.view.Hold(h)
 		l.read.Store(now.UnixNano()) // so that it answers while a node keeps the rest waiting
 		done := false
 		if strays, done = s.readSome(p, hash, now, l, downloads); done {
 			s.views.put(hash, seen{view: l.view, at: now, large: l})
+			s.hold(hash, l.view, h, now)
 			return l, strays, nil
 		}
 	}
@@ -289,15 +292,25 @@ func (s *Store) readLarge(hash swarm.InfoHash, now time.Time, l *large) (_ *larg
 		l = &large{view: swarm.NewView(swarm.Part{}, 0), told: now}
 		l.view.Complete = true
 	}
+	l.view.Hold(h)
 	strays, err = s.pass(p, hash, now, l, downloads)
 	if err != nil {
 		return nil, nil, err
 	}
+	s.hold(hash, l.view, h, now)
 	return l, strays, nil
 }
 
-// readLayout reads where the peers of a swarm are into p, and its downloads.
-func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downloads int, err error) {
+// hold makes the held counts of a large swarm follow what was read, if it is time.
+func (s *Store) hold(hash swarm.InfoHash, v *swarm.View, h swarm.Held, now time.Time) {
+	if s.opt.Hold && lookAgain(&h, now, v.Counts(), v.Counts6()) {
+		s.sendAll([]routed{{hash, 0, s.setHeld(hash, h, now)}}, false)
+		v.Hold(h)
+	}
+}
+
+// readLayout reads where the peers of a swarm are into p, its downloads, and its held counts.
+func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downloads int, h swarm.Held, err error) {
 	head := redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, 0, "withscores")
 	get := s.downloads(hash)
 	cmds := []routed{{hash, 0, head}, {hash, 0, get}}
@@ -308,14 +321,25 @@ func (s *Store) readLayout(p *peers, hash swarm.InfoHash, now time.Time) (downlo
 	if expire {
 		cmds = append(cmds, routed{hash, 0, lasting})
 	}
+	var slow *redis.StringCmd
+	if s.opt.Hold {
+		slow = s.getHeld(hash)
+		cmds = append(cmds, routed{hash, 0, slow})
+	}
 	s.sendAll(cmds, false)
 	if err := p.read(head, now, nil); err != nil {
-		return 0, err
+		return 0, h, err
 	}
 	if expire && lasting.Err() == nil {
 		s.expired.put(first.id(&id), 0, now)
 	}
-	return number(get)
+	if slow != nil {
+		if h, err = held(slow); err != nil {
+			return 0, h, err
+		}
+	}
+	downloads, err = number(get)
+	return downloads, h, err
 }
 
 // readSome reads some partitions anew, if that is enough to know what has changed.

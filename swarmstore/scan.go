@@ -282,12 +282,17 @@ func (l *lowest) next() bool {
 func (s *Store) readEntries(ctx context.Context, hashes []swarm.InfoHash, now time.Time) ([]swarm.Entry, error) {
 	heads := make([]*redis.RawCmd, len(hashes))
 	downloads := make([]*redis.StringCmd, len(hashes))
-	cmds := make([]routed, 0, 2*len(hashes))
+	slow := make([]*redis.StringCmd, len(hashes))
+	cmds := make([]routed, 0, 3*len(hashes))
 	for i, hash := range hashes {
 		heads[i] = redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, smallSwarm, "withscores")
 		// Not GETEX: the downloads of a swarm that nobody asks for shall expire.
 		downloads[i] = redis.NewStringCmd(s.ctx, "get", key(hash, kindDownloads))
 		cmds = append(cmds, routed{hash, 0, heads[i]}, routed{hash, 0, downloads[i]})
+		if s.opt.Hold {
+			slow[i] = s.getHeld(hash)
+			cmds = append(cmds, routed{hash, 0, slow[i]})
+		}
 	}
 	if err := s.sendPaced(ctx, cmds); err != nil {
 		return nil, err
@@ -305,14 +310,27 @@ func (s *Store) readEntries(ctx context.Context, hashes []swarm.InfoHash, now ti
 		if err == nil {
 			e.Downloads, err = number(downloads[i])
 		}
+		if err == nil && s.opt.Hold {
+			err = holdEntry(&e, slow[i], now)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("a swarm cannot be read: %w", err)
 		}
-		if e.Counts != (swarm.Counts{}) {
+		if e.Seeders+e.Incomplete()+e.Downloads > 0 {
 			entries = append(entries, e)
 		}
 	}
 	return entries, nil
+}
+
+// holdEntry gives an entry its held counts. Those of a swarm that has none are its live ones; that is left to
+// who asks for the swarm to store.
+func holdEntry(e *swarm.Entry, get *redis.StringCmd, now time.Time) (err error) {
+	live := e.Counts
+	if e.Held, err = held(get); e.Held == (swarm.Held{}) {
+		lookAgain(&e.Held, now, live, [swarm.Classes]int{})
+	}
+	return err
 }
 
 // countLarge counts the peers of a large swarm in all its partitions. While they are moved, one may be

@@ -16,6 +16,7 @@ import (
 //	{tag}<info hash>d   string      completed downloads
 //	{tag}<info hash>c   sorted set  peers whose download was counted -> Unix time
 //	{tag}<info hash>m   string      who moves the swarm's peers between partitions
+//	{tag}<info hash>h   string      the counts that decoys follow, with Options.Hold
 //
 // The tag is three characters drawn from the info hash: all keys of a small swarm lie
 // in one slot of a cluster, and go in one pipeline. The hash stands in 20 raw
@@ -29,6 +30,7 @@ const (
 	kindDownloads = 'd'
 	kindCompleted = 'c'
 	kindMover     = 'm'
+	kindHeld      = 'h'
 
 	tagLen = len("{abc}")
 	keyLen = tagLen + len(swarm.InfoHash{}) + 1

@@ -15,7 +15,7 @@ func Key(hash swarm.InfoHash, kind byte) string { return string(key(hash, kind))
 func TestKeysOfASwarmShareASlot(t *testing.T) {
 	hash := swarm.InfoHash{0: 0xff, 1: 0x7b, 2: 0x7d, 3: '}', 4: '{'}
 	tag := string(appendTag(nil, hash, 0))
-	for _, kind := range []byte{kindPeers, kindDownloads, kindCompleted, kindMover} {
+	for _, kind := range []byte{kindPeers, kindDownloads, kindCompleted, kindMover, kindHeld} {
 		k := string(key(hash, kind))
 		if !strings.HasPrefix(k, tag) || len(k) != keyLen || strings.IndexByte(tag, '}') != tagLen-1 {
 			t.Errorf("key %q with tag %q", k, tag)

@@ -41,6 +41,7 @@ type Options struct {
 	ViewMemory   int           // bytes that views may take
 	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
 	WaitReplicas int           // replicas that must have a write before it counts
+	Hold         bool          // keep counts that follow the live ones slowly, as swarm.Counts.Held
 	Renewals     bool          // sample when peers announced before, for Metrics.Renewed
 
 	// Downloaded is told of each download that is counted, before its announce is

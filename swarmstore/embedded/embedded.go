@@ -42,10 +42,11 @@ type Server struct {
 }
 
 // held is what the limits are for. The last character of a key tells what it holds: p the peers of
-// a swarm, q more of a large one, d downloads, c whose download was counted.
+// a swarm, q more of a large one, d downloads, c whose download was counted, h held counts of a swarm.
 type held struct {
 	swarms, peers             int
 	downloadKeys, downloaders int // numbers of downloads, and peers whose download was counted
+	counts                    int // that are held
 }
 
 // Start a server. It listens on a port of its own on the loopback address, behind
@@ -103,6 +104,10 @@ func (s *Server) admit(c *server.Peer, command string, args ...string) bool {
 		if s.add(more) {
 			return false
 		}
+	case command == "SET" && len(args) > 1 && strings.HasPrefix(args[0], "{") && strings.HasSuffix(args[0], "h"):
+		if s.redis.Exists(args[0]) || s.add(held{counts: 1}) {
+			return false
+		}
 	case command == "INCR" && len(args) == 1:
 		if s.redis.Exists(args[0]) || s.add(held{downloadKeys: 1}) {
 			return false
@@ -128,6 +133,7 @@ func (s *Server) add(more held) bool {
 	s.held.peers += more.peers
 	s.held.downloadKeys += more.downloadKeys
 	s.held.downloaders += more.downloaders
+	s.held.counts += more.counts
 	return true
 }
 
@@ -135,6 +141,7 @@ func (s *Server) fits(more held) bool {
 	return (more.swarms == 0 || s.held.swarms+more.swarms <= s.limits.Swarms) &&
 		s.held.peers+more.peers <= s.limits.Peers &&
 		(more.downloadKeys == 0 || s.held.downloadKeys+more.downloadKeys <= s.limits.Swarms) &&
+		(more.counts == 0 || s.held.counts+more.counts <= s.limits.Swarms) &&
 		s.held.downloaders+more.downloaders <= s.limits.Peers
 }
 
@@ -154,6 +161,8 @@ func (s *Server) recount() {
 		switch {
 		case strings.HasSuffix(key, "d"):
 			s.held.downloadKeys++
+		case strings.HasPrefix(key, "{") && strings.HasSuffix(key, "h"):
+			s.held.counts++
 		case strings.HasSuffix(key, "c"):
 			s.held.downloaders += len(members)
 		case strings.HasSuffix(key, "p"):

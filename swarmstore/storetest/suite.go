@@ -507,6 +507,8 @@ var suite = []struct {
 			t.Errorf("secrets are %v and %v", mine, theirs)
 		}
 	}},
+	{"counts are held while a small swarm changes", heldCounts(6)},
+	{"counts are held while a large swarm changes", heldCounts(150)},
 	{"the access list says what it was told last", lastWordOnAccess},
 	{"a file's word on access replaces its word before", fileOnAccess},
 	{"changes of the access list at the same time are all kept", manyChangeAccess},

@@ -97,6 +97,26 @@ type Counts struct {
 	Downloads    int // completed ones, ever
 
 	Denied bool // the access list does not permit the swarm: the numbers are zeros
+
+	Held Held // zero unless the store keeps it
+}
+
+// Held are counts of a swarm that follow the live ones slowly: from those of one look at it to those of
+// the next, in the time between.
+type Held struct {
+	Since, Until int64 // when it was last looked at, and when it is to be again, in Unix seconds
+	From, To     [Classes]int32
+	From6, To6   [Classes]int32 // of them on IPv6
+}
+
+// At are the peers of a class that are held at a time, and how many of them are on IPv6.
+func (h *Held) At(class Class, now time.Time) (peers, peers6 float64) {
+	part := 1.0
+	if h.Until > h.Since {
+		part = min(max(float64(now.Unix()-h.Since)/float64(h.Until-h.Since), 0), 1)
+	}
+	between := func(from, to int32) float64 { return float64(from) + part*float64(to-from) }
+	return between(h.From[class], h.To[class]), between(h.From6[class], h.To6[class])
 }
 
 // Incomplete counts the peers that lack something (BEP 3's incomplete).

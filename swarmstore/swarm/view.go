@@ -33,6 +33,7 @@ type View struct {
 
 	mu        sync.Mutex
 	downloads int
+	slow      Held
 	parts     []Part
 	place     Place            // which part a peer belongs to; nil: to the only one
 	held      [Classes]int     // peers of the parts, listed or not
@@ -166,11 +167,38 @@ var sizes = [2]int{Size4, Size6}
 func (v *View) Counts() Counts {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	c := Counts{Downloads: v.downloads}
+	c := Counts{Downloads: v.downloads, Held: v.slow}
 	for class, held := range v.held {
 		*c.Of(Class(class)) = max(0, int(math.Round(v.base[class]+v.scale*float64(held))))
 	}
 	return c
+}
+
+// Hold sets the held counts of the swarm.
+func (v *View) Hold(h Held) {
+	v.mu.Lock()
+	v.slow = h
+	v.mu.Unlock()
+}
+
+// Counts6 are the peers of each class on IPv6, as far as the lists tell: they may be a sample.
+func (v *View) Counts6() (n [Classes]int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var listed, listed6 [Classes]int
+	for i := range v.parts {
+		for class := range n {
+			listed6[class] += int(v.parts[i].n[1][class])
+			listed[class] += int(v.parts[i].n[0][class]) + int(v.parts[i].n[1][class])
+		}
+	}
+	for class, held := range v.held {
+		if listed[class] > 0 {
+			peers := max(0, v.base[class]+v.scale*float64(held))
+			n[class] = int(math.Round(peers * float64(listed6[class]) / float64(listed[class])))
+		}
+	}
+	return n
 }
 
 // PartPeers counts the peers of part i.

@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +25,47 @@ var (
 	seeding   = netip.MustParseAddrPort("198.18.0.2:6881")
 )
 
-// crowd is a swarm of real peers, who are anywhere on the Internet as decoys are. Askers are in it too.
+// networks that clients were seen in; their first 16 bits of IPv4, 32 of IPv6.
+const (
+	networks4 = "2.28 2.86 5.12 5.57 5.144 14.139 24.5 24.62 24.130 27.32 31.4 31.18 31.208 36.68 37.4 37.110 39.32 41.34 41.68 41.140 42.2 45.64 46.5 46.98 46.189 " +
+		"49.36 49.144 50.4 58.27 59.88 60.48 61.6 62.4 62.98 62.210 64.53 65.92 66.65 67.80 67.170 68.4 68.62 69.112 70.24 71.62 71.190 72.77 73.15 73.162 74.96 75.73 " +
+		"76.20 76.169 77.20 77.162 77.248 78.8 78.62 78.156 79.8 79.116 79.176 80.2 80.94 80.216 81.4 81.96 81.200 82.4 82.66 82.131 82.217 83.8 83.160 83.233 84.3 84.112 " +
+		"84.192 85.23 85.102 85.180 85.246 86.3 86.80 86.140 87.1 87.78 87.144 88.6 88.67 88.130 88.207 89.1 89.64 89.134 89.212 90.0 90.184 91.5 91.96 91.180 92.10 92.73 " +
+		"92.129 92.222 93.7 93.103 93.200 94.3 94.64 94.132 94.211 95.19 95.90 95.165 96.22 97.88 98.30 98.207 99.224 101.98 103.21 105.98 106.51 108.20 109.60 109.130 " +
+		"109.252 110.174 111.92 112.134 113.161 114.76 115.84 116.15 117.192 118.69 119.30 121.6 122.161 123.18 124.122 125.160 126.72 128.68 131.93 136.55 138.75 141.85 " +
+		"145.53 150.101 151.30 154.70 157.32 160.2 162.156 168.227 171.76 173.54 174.21 175.107 176.12 176.63 176.199 177.32 178.2 178.84 178.164 179.24 180.92 181.46 182.64 " +
+		"183.83 184.60 185.5 185.107 186.18 187.16 188.4 188.80 188.171 189.4 190.16 191.32 193.32 194.9 195.46 196.64 197.26 200.43 201.17 202.62 203.82 212.10 213.22 217.64 220.88"
+	networks6 = "2001:569 2001:861 2001:b07 2001:1a06 2003:c1 2003:e4 2400:4050 2401:4900 2405:201 2408:8207 2600:1700 2601:1c0 2601:600 2603:7000 2604:2d80 2607:fea8 " +
+		"2800:810 2804:14c 2a00:23c4 2a00:1370 2a01:cb00 2a01:e0a 2a02:8109 2a02:a31 2a02:c7f 2a04:cec0 2a09:bac1 2c0f:f248"
+)
+
+// newClient is an address as a client has it, from another model than that of decoys.
+func newClient(rnd *rand.Rand, family int) netip.AddrPort {
+	var addr netip.Addr
+	if family == family4 {
+		var b [4]byte
+		list := strings.Fields(networks4)
+		first, second, _ := strings.Cut(list[rnd.IntN(len(list))], ".")
+		n1, _ := strconv.Atoi(first)
+		n2, _ := strconv.Atoi(second)
+		b = [4]byte{byte(n1), byte(n2), byte(rnd.IntN(256)), byte(1 + rnd.IntN(254))}
+		addr = netip.AddrFrom4(b)
+	} else {
+		list := strings.Fields(networks6)
+		b := netip.MustParseAddr(list[rnd.IntN(len(list))] + "::").As16()
+		for i := 4; i < 16; i++ {
+			b[i] = byte(rnd.IntN(256))
+		}
+		addr = netip.AddrFrom16(b)
+	}
+	ports := []uint16{6881, 6881, 51413, 51413, 6889, 16881, 8999, 45682, 443}
+	if rnd.IntN(3) == 0 {
+		return netip.AddrPortFrom(addr, ports[rnd.IntN(len(ports))])
+	}
+	return netip.AddrPortFrom(addr, uint16(1025+rnd.IntN(1<<16-1025)))
+}
+
+// crowd is a swarm of real peers. Askers are in it too.
 type crowd struct {
 	view  *swarm.View
 	peers map[netip.AddrPort]swarm.Class
@@ -34,14 +76,7 @@ func newCrowd(leechers4, leechers6, seeders4 int) *crowd {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	add := func(n, family int, class swarm.Class) {
 		for range max(n, 0) {
-			prefix := public[family][rnd.IntN(len(public[family]))]
-			addr := within(prefix, rnd.Uint64(), rnd.Uint64())
-			for reserved(addr) {
-				addr = within(prefix, rnd.Uint64(), rnd.Uint64())
-			}
-			peer := netip.AddrPortFrom(addr, port(rnd.Uint64()))
-			c.peers[peer] = class
-			c.view.Put(peer, class, true)
+			c.put(newClient(rnd, family), class)
 		}
 	}
 	if leechers4 > 0 {
@@ -53,7 +88,28 @@ func newCrowd(leechers4, leechers6, seeders4 int) *crowd {
 	add(leechers4-1, family4, swarm.Leecher)
 	add(leechers6-1, family6, swarm.Leecher)
 	add(seeders4, family4, swarm.Seeder)
+	c.hold(decoyTime)
 	return c
+}
+
+func (c *crowd) put(peer netip.AddrPort, class swarm.Class) {
+	c.peers[peer] = class
+	c.view.Put(peer, class, true)
+}
+
+// hold counts as the store does that looks at a swarm for the first time, or goes on from what it held.
+func (c *crowd) hold(at time.Time) {
+	live, live6 := c.view.Counts(), c.view.Counts6()
+	h := swarm.Held{Since: at.Unix(), Until: at.Add(90 * time.Minute).Unix()}
+	for class := range swarm.Class(swarm.Classes) {
+		h.To[class], h.To6[class] = int32(*live.Of(class)), int32(live6[class])
+		from, from6 := live.Held.At(class, at)
+		h.From[class], h.From6[class] = int32(from+0.5), int32(from6+0.5)
+	}
+	if live.Held == (swarm.Held{}) {
+		h.From, h.From6 = h.To, h.To6
+	}
+	c.view.Hold(h)
 }
 
 func (c *crowd) real(peer netip.AddrPort) bool {
@@ -118,7 +174,7 @@ func TestDecoysAreAShareOfAllPeers(t *testing.T) {
 		const swarms = 2000
 		for n := range swarms {
 			hash := swarm.InfoHash{byte(n), byte(n >> 8)}
-			seen := f.Counts(hash, swarm.Counts{Leechers: 1, Seeders: peers - 1})
+			seen := f.Counts(hash, decoyTime, swarm.Counts{Leechers: 1, Seeders: peers - 1})
 			total += seen.Seeders + seen.Leechers
 		}
 		if share := 1 - float64(peers*swarms)/float64(total); math.Abs(share-0.2) > 0.02 {
@@ -139,7 +195,7 @@ func TestAnEmptySwarmHasNoDecoys(t *testing.T) {
 					t.Fatalf("with %+v a decoy is handed out", real)
 				}
 			}
-			if a.Counts != real {
+			if a.Counts.Seeders != real.Seeders || a.Counts.Leechers != real.Leechers {
 				t.Fatalf("of %+v are counted %+v", real, a.Counts)
 			}
 		}
@@ -151,14 +207,14 @@ func TestDeniedSwarmsAreInNoScan(t *testing.T) {
 	for want, access := range []Access{denying{decoyHash: true}, denying{}} {
 		seen := 0
 		f := New(&fakeStore{view: view}, access, policy)
-		if err := f.Scan(t.Context(), nil, func(part []swarm.Entry) error {
+		if err := f.Scan(t.Context(), func() time.Time { return decoyTime }, func(part []swarm.Entry) error {
 			seen += len(part)
 			return nil
 		}); err != nil || seen != want {
 			t.Errorf("%d swarms are seen, want %d: %v", seen, want, err)
 		}
 	}
-	if err := New(&fakeStore{view: view}, denying(nil), policy).Scan(t.Context(), nil, func([]swarm.Entry) error { return nil }); err != swarm.ErrUnavailable {
+	if err := New(&fakeStore{view: view}, denying(nil), policy).Scan(t.Context(), func() time.Time { return decoyTime }, func([]swarm.Entry) error { return nil }); err != swarm.ErrUnavailable {
 		t.Errorf("before the list is known a scan ends with %v", err)
 	}
 }
@@ -177,32 +233,48 @@ func TestNoDecoysBeforeTheKeyIsKnown(t *testing.T) {
 	})
 }
 
-func TestNoDecoyTakesTheRoomOfAPeer(t *testing.T) {
-	for _, peers := range []int{2, 30, 45, 50} {
-		c := newCrowd(peers-1, 0, 1)
+// Every answer has as many peers as one without decoys; these come on top, as likely as each of the peers.
+func TestNoDecoyTakesThePlaceOfAPeer(t *testing.T) {
+	for _, test := range []struct {
+		leechers4, leechers6, want, room int
+		both                             bool
+		peers                            int // that are to be in the answer
+	}{
+		{2, 0, 50, 0, false, 1},
+		{50, 0, 50, 0, false, 49},
+		{51, 0, 50, 0, false, 50},
+		{300, 0, 50, 0, false, 50},
+		{201, 0, 200, 202, false, 200},
+		{201, 0, 200, 230, false, 200},
+		{100, 0, 10, 12, false, 10},
+		{60, 4, 50, 0, true, 50},
+		{30, 10, 50, 0, true, 39},
+		{30, 10, 0, 0, true, 0},
+	} {
+		c := newCrowd(test.leechers4, test.leechers6, 0)
 		f := gatewayOf(c, MaxDecoys)
-		for range 50 {
-			got := peersOf(t, ask(f, decoyTime, leecher))
-			for peer := range c.peers {
-				if !slices.Contains(got, peer) {
-					t.Fatalf("one of %d peers is missing among %d", peers, len(got))
+		all, askings := decoysOf(f, c), 400
+		sum := 0.0
+		for range askings {
+			got := peersOf(t, ask(f, decoyTime, swarm.Announce{Left: 1, NumWant: test.want, Room: test.room, Both: test.both}))
+			peers := 0
+			for _, peer := range got {
+				if c.real(peer) {
+					peers++
 				}
 			}
-			if a := ask(f, decoyTime, leecher); len(got)+1 != a.Counts.Seeders+a.Counts.Leechers {
-				t.Fatalf("%d are handed out, %+v counted with the asker", len(got), a.Counts)
+			if peers != test.peers || test.room > 0 && len(got) > test.room {
+				t.Fatalf("%+v: %d peers among %d", test, peers, len(got))
 			}
+			sum += float64(len(got) - peers)
 		}
-	}
-}
-
-func TestAnAnswerHasRoomForDecoys(t *testing.T) {
-	f := gatewayOf(newCrowd(200, 0, 0), MaxDecoys)
-	if n := len(peersOf(t, ask(f, decoyTime, swarm.Announce{Left: 1, NumWant: 202, Room: 202}))); n != 202 {
-		t.Errorf("%d peers are handed out where 202 fit", n)
-	}
-	f = gatewayOf(newCrowd(300, 0, 0), MaxDecoys)
-	if n := len(peersOf(t, ask(f, decoyTime, leecher))); n != 50 {
-		t.Errorf("%d peers are handed out of many, 50 were wanted", n)
+		want := all * float64(test.peers) / float64(test.leechers4+test.leechers6-1)
+		if test.room > 0 {
+			want = min(want, float64(test.room-test.peers))
+		}
+		if mean := sum / float64(askings); math.Abs(mean-want) > 0.15+want/20 {
+			t.Errorf("%+v: %.2f decoys in an answer, want %.2f", test, mean, want)
+		}
 	}
 }
 
@@ -228,7 +300,7 @@ func TestDecoysAreTheSameEverywhere(t *testing.T) {
 	if len(toSeeders) != a.Counts.Leechers {
 		t.Errorf("seeders are told of %d leechers, %d are counted", len(toSeeders), a.Counts.Leechers)
 	}
-	if err := f.Scan(t.Context(), nil, func(part []swarm.Entry) error {
+	if err := f.Scan(t.Context(), func() time.Time { return decoyTime }, func(part []swarm.Entry) error {
 		if part[0].Counts != a.Counts {
 			t.Errorf("a full scrape tells %+v, an announce %+v", part[0].Counts, a.Counts)
 		}
@@ -284,6 +356,7 @@ func TestDecoysCannotBeToldFromPeers(t *testing.T) {
 		{"all fit", 30, 0, 15},
 		{"twice as many as fit", 60, 0, 40},
 		{"many", 600, 200, 400},
+		{"few on IPv6", 60, 4, 20},
 	} {
 		t.Run(size.name, func(t *testing.T) {
 			c := newCrowd(size.leechers4, size.leechers6, size.seeds)
@@ -291,11 +364,9 @@ func TestDecoysCannotBeToldFromPeers(t *testing.T) {
 			type seen struct{ times, places, toSeeders, firstHalf float64 }
 			addresses := map[netip.AddrPort]*seen{}
 			const rounds = 4000
-			decoysSquared, decoysMean, like := 0.0, 0.0, 0.0
 			for round := range rounds {
 				for _, a := range []swarm.Announce{leecher, {NumWant: 50, Both: true}} {
 					got := peersOf(t, ask(f, decoyTime, a))
-					decoys := 0.0
 					for i, peer := range got {
 						s := addresses[peer]
 						if s == nil {
@@ -315,17 +386,6 @@ func TestDecoysCannotBeToldFromPeers(t *testing.T) {
 						if round < rounds/2 {
 							s.firstHalf++
 						}
-						if !c.real(peer) {
-							decoys++
-						}
-					}
-					if a.Left != 0 {
-						total := float64(len(c.peers)) + decoysOf(f, c)
-						share := decoysOf(f, c) / total
-						n := float64(len(got))
-						like += n * share * (1 - share) * (total - n) / (total - 1)
-						decoysMean += decoys
-						decoysSquared += (decoys - n*share) * (decoys - n*share)
 					}
 				}
 			}
@@ -353,66 +413,273 @@ func TestDecoysCannotBeToldFromPeers(t *testing.T) {
 			if n := len(of[1][0]); float64(n) != decoysOf(f, c) {
 				t.Errorf("%v decoys are seen, %v counted", n, decoysOf(f, c))
 			}
-			if like > 0 && math.Abs(decoysSquared/like-1) > 0.15 {
-				t.Errorf("the number of decoys in an answer varies %.2f times as much as that of as many peers would", decoysSquared/like)
-			}
 		})
 	}
 }
 
 func decoysOf(f *Front, c *crowd) float64 {
 	real := c.view.Counts()
-	seen := f.Counts(decoyHash, real)
+	seen := f.Counts(decoyHash, decoyTime, real)
 	return float64(seen.Seeders + seen.Leechers - real.Seeders - real.Leechers)
 }
 
-func TestDecoysComeAndGo(t *testing.T) {
-	c := newCrowd(300, 0, 300)
+// everybodyAt is who is handed out to an asker that wants all of a swarm that fits into an answer.
+func everybodyAt(t testing.TB, f *Front, at time.Time) map[netip.AddrPort]bool {
+	all := map[netip.AddrPort]bool{}
+	for _, peer := range peersOf(t, ask(f, at, swarm.Announce{Left: 1, NumWant: MaxPeers, Both: true})) {
+		all[peer] = true
+	}
+	return all
+}
+
+// Who watches a swarm must not tell decoys by how they come and go: peers have exponential lives, and some come back.
+func TestDecoysComeAndGoAsPeersDo(t *testing.T) {
+	c := newCrowd(1, 0, 0)
 	f := gatewayOf(c, MaxDecoys)
-	d := f.policy.Decoys
-	const step = 5 * time.Minute
-	lasted := map[netip.AddrPort]time.Duration{}
-	classes := map[netip.AddrPort]int{}
-	var before map[netip.AddrPort]bool
-	most := 0
-	n := d.number(&decoyHash, c.view.Counts())
-	for at := decoyTime; at.Before(decoyTime.Add(48 * time.Hour)); at = at.Add(step) {
-		now := map[netip.AddrPort]bool{}
-		for class := range swarm.Class(swarm.Classes) {
-			for place := range n[class] {
-				compact := d.appendPeer(nil, at, &decoyHash, family4, class, place)
-				peer := netip.AddrPortFrom(netip.AddrFrom4([4]byte(compact)), uint16(compact[4])<<8|uint16(compact[5]))
-				if now[peer] {
-					t.Fatalf("a decoy is there twice")
-				}
-				now[peer] = true
-				lasted[peer] += step
-				classes[peer] |= 1 << class
+	rnd := rand.New(rand.NewPCG(3, 4))
+	const (
+		step  = 10 * time.Second
+		days  = 6
+		peers = 40
+		life  = 2 * time.Hour
+		away  = 30 * time.Minute
+	)
+	soon := func(mean time.Duration) time.Duration { return time.Duration(rnd.ExpFloat64() * float64(mean)) }
+	type event struct {
+		at    time.Time
+		peer  netip.AddrPort
+		class swarm.Class
+		come  bool
+	}
+	var events []event
+	end := decoyTime.Add(days * 24 * time.Hour)
+	arrive := func(at time.Time) {
+		peer := newClient(rnd, family4)
+		class := swarm.Leecher
+		for at.Before(end) {
+			leaves := at.Add(soon(life))
+			events = append(events, event{at, peer, class, true}, event{leaves, peer, class, false})
+			if class == swarm.Leecher && rnd.IntN(2) == 0 { // and goes on as a seeder
+				class, at = swarm.Seeder, leaves
+				continue
 			}
+			if rnd.IntN(3) > 0 {
+				return
+			}
+			at = leaves.Add(soon(away))
 		}
-		gone := 0
+	}
+	for at := decoyTime.Add(-8 * time.Hour); at.Before(end); at = at.Add(soon(life * 9 / 4 / peers)) {
+		arrive(at)
+	}
+	slices.SortStableFunc(events, func(a, b event) int { return a.at.Compare(b.at) })
+
+	type watch struct{ ends, withAnother, returns float64 }
+	var of [2]watch // of peers, of decoys
+	kind := func(peer netip.AddrPort) int {
+		if c.real(peer) {
+			return 0
+		}
+		return 1
+	}
+	var before map[netip.AddrPort]bool
+	gone, ever := map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
+	for at := decoyTime; at.Before(end); at = at.Add(step) {
+		for len(events) > 0 && !events[0].at.After(at) {
+			if e := events[0]; e.come {
+				c.put(e.peer, e.class)
+			} else {
+				c.view.Drop(e.peer, e.class, true)
+			}
+			events = events[1:]
+		}
+		if h := c.view.Counts().Held; at.Unix() >= h.Until || h.To == [swarm.Classes]int32{1} {
+			c.hold(at)
+		}
+		now := everybodyAt(t, f, at)
+		comes := false
+		for peer := range now {
+			comes = comes || !before[peer]
+			if gone[peer] {
+				of[kind(peer)].returns++
+				delete(gone, peer)
+			}
+			ever[peer] = true
+		}
 		for peer := range before {
 			if !now[peer] {
-				gone++
+				gone[peer] = true
+				w := &of[kind(peer)]
+				w.ends++
+				if comes {
+					w.withAnother++
+				}
 			}
 		}
-		most = max(most, gone)
 		before = now
 	}
-	both := 0
-	for peer, d := range lasted {
-		if d > 2*longestStay+step {
-			t.Fatalf("a decoy stays for %v", d)
+	if of[1].ends < 200 {
+		t.Fatalf("only %v decoys left", of[1].ends)
+	}
+	z := func(a, b float64) float64 { // of the rates of decoys over those of peers
+		n, m := of[0].ends, of[1].ends
+		p := (a + b) / (n + m)
+		return (b/m - a/n) / math.Sqrt(p*(1-p)*(1/n+1/m))
+	}
+	t.Logf("of peers %+v, of decoys %+v, %d ever", of[0], of[1], len(ever))
+	if z := z(of[0].withAnother, of[1].withAnother); math.Abs(z) > 4 {
+		t.Errorf("that another comes as one leaves tells decoys by %.1f standard deviations", z)
+	}
+	if z := z(of[0].returns, of[1].returns); z > 4 {
+		t.Errorf("that one comes back tells decoys by %.1f standard deviations", z)
+	}
+}
+
+// Who joins with peers of his own must not see anybody come but them, and nobody go: all decoys would be told
+// apart at once.
+func TestPeersWhoJoinBringNoDecoys(t *testing.T) {
+	for _, before := range []int{3, 30} {
+		quiet, joined := newCrowd(before, 2, before), newCrowd(before, 2, before)
+		own := map[netip.AddrPort]bool{}
+		for n := range 100 {
+			for _, peer := range []netip.AddrPort{peer4(n), peer6(n + 1000)} {
+				own[peer] = true
+				joined.view.Put(peer, swarm.Class(n%2*2), true)
+			}
 		}
-		if classes[peer] == 1<<swarm.Leecher|1<<swarm.Seeder {
-			both++
+		f, attacked := gatewayOf(quiet, MaxDecoys), gatewayOf(joined, MaxDecoys)
+		for at := decoyTime; at.Before(decoyTime.Add(90 * time.Minute)); at = at.Add(9 * time.Minute) {
+			want := everybodyAt(t, f, at)
+			got := map[netip.AddrPort]bool{}
+			for range 60 {
+				maps.Copy(got, everybodyAt(t, attacked, at))
+			}
+			maps.DeleteFunc(got, func(peer netip.AddrPort, _ bool) bool { return own[peer] })
+			if !maps.Equal(got, want) {
+				t.Fatalf("after %v there are %d besides the attacker's, %d without him", at.Sub(decoyTime), len(got), len(want))
+			}
+		}
+		// Once the swarm is looked at again their number grows little by little.
+		joined.hold(decoyTime.Add(90 * time.Minute))
+		live := joined.view.Counts()
+		most, last, first := 0, 0, 0
+		for minute := range 90 {
+			told := attacked.Counts(decoyHash, decoyTime.Add(time.Duration(90+minute)*time.Minute), live)
+			n := told.Seeders + told.Incomplete() - live.Seeders - live.Incomplete()
+			if minute == 0 {
+				first = n
+			} else {
+				most = max(most, n-last)
+			}
+			last = n
+		}
+		if last-first < 40 || most > 6 {
+			t.Errorf("%d decoys come after 200 peers, %d of them in a minute", last-first, most)
 		}
 	}
-	if alive := len(before); most > alive/5 || len(lasted) < 5*alive {
-		t.Errorf("of %d decoys at a time %d leave within %v, and %d were there in two days", alive, most, step, len(lasted))
+}
+
+// A swarm whose size moves a little keeps its decoys.
+func TestDecoysDoNotFlicker(t *testing.T) {
+	f := gatewayOf(newCrowd(40, 0, 20), MaxDecoys)
+	live := f.store.(*fakeStore).view.Counts()
+	want := f.Counts(decoyHash, decoyTime, live)
+	for _, more := range []int{-12, -5, -1, 1, 7, 60} {
+		moved := live
+		moved.Leechers += more
+		moved.Seeders += more / 2
+		got := f.Counts(decoyHash, decoyTime, moved)
+		if got.Leechers-more != want.Leechers || got.Seeders-more/2 != want.Seeders {
+			t.Errorf("with %d more there are %+v instead of %+v", more, got, want)
+		}
 	}
-	if both < len(lasted)/10 {
-		t.Errorf("of %d decoys %d have become seeders", len(lasted), both)
+}
+
+// The counts that are told are those of who can be handed out, whenever one looks.
+func TestCountsAreOfWhoIsHandedOut(t *testing.T) {
+	c := newCrowd(60, 4, 30)
+	f := gatewayOf(c, MaxDecoys)
+	sizes := map[int]bool{}
+	for at := decoyTime; at.Before(decoyTime.Add(48 * time.Hour)); at = at.Add(4 * time.Minute) {
+		a := ask(f, at, swarm.Announce{Left: 1, NumWant: MaxPeers, Both: true})
+		n := len(peersOf(t, a)) + 1
+		if told := a.Counts.Seeders + a.Counts.Incomplete(); n != told {
+			t.Fatalf("at %v %d are handed out with the asker, %d counted", at, n, told)
+		}
+		if scraped := f.Counts(decoyHash, at, c.view.Counts()); scraped != a.Counts {
+			t.Fatalf("at %v a scrape tells %+v, an announce %+v", at, scraped, a.Counts)
+		}
+		if n := len(peersOf(t, ask(f, at, swarm.Announce{NumWant: MaxPeers, Both: true}))); n != a.Counts.Leechers {
+			t.Fatalf("at %v seeders are handed %d of %d leechers", at, n, a.Counts.Leechers)
+		}
+		sizes[n] = true
+	}
+	if len(sizes) < 5 {
+		t.Errorf("in two days there were %d numbers of peers", len(sizes))
+	}
+}
+
+// A few peers of one family have decoys too, as many as go with them.
+func TestTheSmallerFamilyHasDecoys(t *testing.T) {
+	c := newCrowd(60, 4, 0)
+	f := gatewayOf(c, MaxDecoys)
+	var n [2]int
+	const swarms = 300
+	for i := range swarms {
+		a := ask(f, decoyTime, swarm.Announce{InfoHash: swarm.InfoHash{byte(i), byte(i >> 8)}, Left: 1, NumWant: MaxPeers, Both: true})
+		n[family4] += len(a.Peers4)/swarm.Size4 - 59
+		n[family6] += len(a.Peers6)/swarm.Size6 - 4
+	}
+	for family, peers := range []int{60, 4} {
+		if mean, want := float64(n[family])/swarms, float64(peers)/3; math.Abs(mean-want) > 0.1*want {
+			t.Errorf("family %d has %.2f decoys, want %.2f", family, mean, want)
+		}
+	}
+}
+
+// Over two days decoys are many, none twice at a time, and some become seeders.
+func TestDecoysChange(t *testing.T) {
+	for _, peers := range []int{300, 3000} { // the more of which have places that are never vacant
+		d := gatewayOf(newCrowd(1, 0, 1), MaxDecoys).policy.Decoys
+		lasted, classes := map[string]time.Duration{}, map[string]int{}
+		const step = 5 * time.Minute
+		alive := 0
+		for at := decoyTime; at.Before(decoyTime.Add(48 * time.Hour)); at = at.Add(step) {
+			var p places
+			d.look(&p, &decoyHash, at, &swarm.Counts{Leechers: peers, Seeders: peers})
+			now := map[string]bool{}
+			i := 0
+			for class := range swarm.Class(swarm.Classes) {
+				list := p.here[i : i+p.n[class]]
+				i += p.n[class]
+				for n := range p.n[class] + p.more[class] {
+					place := watched + 2*(n-len(list))
+					if n < len(list) {
+						place = int(list[n])
+					}
+					peer := string(d.appendPeer(nil, p.chance, at, family4, class, place))
+					if now[peer] {
+						t.Fatal("a decoy is there twice")
+					}
+					now[peer] = true
+					lasted[peer] += step
+					classes[peer] |= 1 << class
+				}
+			}
+			alive = len(now)
+		}
+		both := 0
+		for peer := range lasted {
+			if classes[peer] == 1<<swarm.Leecher|1<<swarm.Seeder {
+				both++
+			}
+		}
+		if want := 2 * peers / 3; math.Abs(float64(alive-want)) > 0.15*float64(want) || len(lasted) < 5*alive {
+			t.Errorf("of %d decoys at a time, for which %d are wanted, %d were there in two days", alive, want, len(lasted))
+		}
+		if both < len(lasted)/10 {
+			t.Errorf("of %d decoys %d have become seeders", len(lasted), both)
+		}
 	}
 }
 
@@ -421,7 +688,7 @@ func TestDecoysAreSpreadAsClientsAre(t *testing.T) {
 	firsts, ports, networks := map[byte]int{}, map[uint16]int{}, map[string]int{}
 	const n = 20000
 	for place := range n {
-		compact := d.appendPeer(nil, decoyTime, &decoyHash, family4, swarm.Leecher, place)
+		compact := d.appendPeer(nil, d.chance(&decoyHash), decoyTime, family4, swarm.Leecher, place)
 		addr := netip.AddrFrom4([4]byte(compact))
 		if !addr.IsGlobalUnicast() || addr.IsPrivate() || reserved(addr) {
 			t.Fatalf("a decoy has the address %v", addr)
@@ -429,7 +696,7 @@ func TestDecoysAreSpreadAsClientsAre(t *testing.T) {
 		firsts[compact[0]]++
 		networks[string(compact[:2])]++
 		ports[uint16(compact[4])<<8|uint16(compact[5])]++
-		compact = d.appendPeer(nil, decoyTime, &decoyHash, family6, swarm.Leecher, place)
+		compact = d.appendPeer(nil, d.chance(&decoyHash), decoyTime, family6, swarm.Leecher, place)
 		if addr := netip.AddrFrom16([16]byte(compact)); !netip.MustParsePrefix("2000::/3").Contains(addr) {
 			t.Fatalf("a decoy has the address %v", addr)
 		}
@@ -475,10 +742,12 @@ func TestDecoysFromPrefixes(t *testing.T) {
 
 func TestADecoyIsNobodyElse(t *testing.T) {
 	d := gatewayOf(newCrowd(1, 0, 1), MaxDecoys).policy.Decoys
-	n := d.number(&decoyHash, swarm.Counts{Leechers: 40})[swarm.Leecher]
+	var p places
+	d.look(&p, &decoyHash, decoyTime, &swarm.Counts{Leechers: 40})
+	n := p.n[swarm.Leecher]
 	c := newCrowd(0, 0, 0)
-	for place := range n { // real peers that have the decoys' very addresses
-		b := d.appendPeer(nil, decoyTime, &decoyHash, family4, swarm.Leecher, place)
+	for _, place := range p.here[:n] { // real peers that have the decoys' very addresses
+		b := d.appendPeer(nil, p.chance, decoyTime, family4, swarm.Leecher, int(place))
 		c.view.Put(netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), uint16(b[4])<<8|uint16(b[5])), swarm.Leecher, true)
 	}
 	for n := range 40 - n {

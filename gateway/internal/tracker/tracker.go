@@ -187,9 +187,18 @@ func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 		a.Interval = jittered(wait)
 		return
 	}
-	a.Counts = f.Counts(a.InfoHash, a.View.Counts())
+	a.Counts = a.View.Counts()
+	if decoys := f.policy.Decoys; decoys != nil {
+		f.disguise(decoys, a, now)
+	} else {
+		f.pick(a)
+	}
 	a.Interval = jittered(f.policy.interval(a.Counts.Seeders+a.Counts.Incomplete(), load))
 	a.MinInterval = min(f.policy.MinInterval, a.Interval)
+}
+
+// pick hands the asker peers of the view, if it goes on.
+func (f *Front) pick(a *swarm.Announce) {
 	if a.NumWant < 0 {
 		a.NumWant = DefaultPeers
 	}
@@ -198,10 +207,6 @@ func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 		return
 	}
 	want := a.NumWant
-	if decoys := f.policy.Decoys; decoys != nil {
-		decoys.hand(a, now, want)
-		return
-	}
 	pick4 := func(n int) int {
 		a.Peers4 = a.View.Pick(a.Peers4, swarm.Size4, a.Peer, a.Class(), n, rand.Uint64())
 		return len(a.Peers4) / swarm.Size4
@@ -225,12 +230,23 @@ func (f *Front) answer(a *swarm.Announce, now time.Time, load time.Duration) {
 	}
 }
 
-// Counts are those of a swarm as clients are told them.
-func (t *Tracker) Counts(hash swarm.InfoHash, real swarm.Counts) swarm.Counts {
+// disguise does so and mixes decoys in, and into the counts.
+func (f *Front) disguise(decoys *Decoys, a *swarm.Announce, now time.Time) {
+	var p places
+	live := a.Counts
+	decoys.look(&p, &a.InfoHash, now, &live)
+	a.Counts = p.counted(live)
+	if f.pick(a); a.NumWant > 0 && a.Event != swarm.Stopped {
+		decoys.hand(a, &live, &p)
+	}
+}
+
+// Counts are those of a swarm as clients are told them at now.
+func (t *Tracker) Counts(hash swarm.InfoHash, now time.Time, real swarm.Counts) swarm.Counts {
 	if t.policy.Decoys == nil {
 		return real
 	}
-	return t.policy.Decoys.counted(&hash, real)
+	return t.policy.Decoys.counted(&hash, now, real)
 }
 
 // jittered gives whole seconds, and one at least: nobody may be told to come back at once.
@@ -262,11 +278,11 @@ func (t *Tracker) check(hash swarm.InfoHash) error {
 // Scan hands on every swarm that is served, as the store's does, with the counts that clients are told.
 func (t *Tracker) Scan(ctx context.Context, now func() time.Time, yield func([]swarm.Entry) error) error {
 	return t.store.Scan(ctx, now, func(part []swarm.Entry) error {
-		served := part[:0]
+		served, at := part[:0], now()
 		for _, e := range part {
 			switch err := t.check(e.InfoHash); {
 			case err == nil:
-				e.Counts = t.Counts(e.InfoHash, e.Counts)
+				e.Counts = t.Counts(e.InfoHash, at, e.Counts)
 				served = append(served, e)
 			case !errors.Is(err, swarm.ErrDenied):
 				return err
@@ -290,7 +306,7 @@ func (f *Front) Scrape(now time.Time, scrape *swarm.Scrape, answered func(*swarm
 			case err != nil:
 				s.Err = err
 			default:
-				s.Counts[i] = f.Counts(s.Hashes[i], s.Counts[i])
+				s.Counts[i] = f.Counts(s.Hashes[i], now, s.Counts[i])
 			}
 		}
 		f.metrics.Scraped(s.Err, time.Since(start))
