@@ -87,6 +87,9 @@ type httpFront struct {
 // run starts a gateway, tells started where it listens, and returns when ctx has
 // ended and the requests in flight are answered, or what made it fail.
 func run(ctx context.Context, c *Config, stdout io.Writer, started func(listening)) error {
+	hangups := make(chan os.Signal, 1) // from the start: unheard, one would end the process
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.Empty())}
 	c.outlives(g.log)
 	defer g.close()
@@ -115,7 +118,7 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer g.background.Wait()
 	defer stop()
-	g.keep(background)
+	g.keep(background, hangups)
 
 	g.greet(stdout)
 	if started != nil {
@@ -375,20 +378,21 @@ func (g *gateway) serve(group *errgroup.Group) {
 	}
 }
 
-// keep does what has to be done again and again, until ctx ends.
-func (g *gateway) keep(ctx context.Context) {
+// keep does what has to be done again and again, until ctx ends, and at hangups.
+func (g *gateway) keep(ctx context.Context, hangups <-chan os.Signal) {
 	if g.memory != nil {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
 	}
 	g.access.Refresh(ctx, false) // before the first announce
-	reread := make(chan os.Signal, 1)
-	if g.AccessFile != "" {
-		signal.Notify(reread, syscall.SIGHUP)
-	}
 	g.background.Go(func() {
-		defer signal.Stop(reread)
-		repeat(ctx, access.Every, func() { g.access.Refresh(ctx, received(reread)) })
+		repeat(ctx, access.Every, func() {
+			reread := received(hangups)
+			if reread && g.AccessFile == "" {
+				g.log.Debug("SIGHUP changes nothing without --access-file")
+			}
+			g.access.Refresh(ctx, reread)
+		})
 	})
 	if g.completed != nil {
 		g.background.Go(func() { g.completed.run(ctx) })
