@@ -251,7 +251,13 @@ func TestAccessFile(t *testing.T) {
 		t.Errorf("the list is %q", got)
 	}
 	say("")
-	wantDenied(t, false, g1, g2, g3)
+	storetest.Eventually(t, inForce, func() error {
+		if !strings.Contains(g1.log.String(), "it is empty") {
+			return errors.New("nothing is told of an empty file")
+		}
+		return nil
+	})
+	wantDenied(t, true, g1, g2, g3)
 
 	// The same size, and the time of change as before: only a signal tells.
 	say(hexB)

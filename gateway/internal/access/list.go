@@ -23,7 +23,7 @@ import (
 
 // Every is how often Refresh wants to be called. What a file says is in force on all gateways
 // after three times that: to see that it changed, to see that it rests, and for the other
-// gateways.
+// gateways. A file that lost more than half of its info hashes rests for longer.
 const Every = 400 * time.Millisecond
 
 // Store is where the list is kept.
@@ -80,7 +80,7 @@ func New(o Options) (*List, error) {
 		return l, nil
 	}
 	l.file = &file{path: o.File}
-	return l, l.file.load(o.Log)
+	return l, l.file.load(true, o.Log)
 }
 
 // Check is nil when the swarm is served, swarm.ErrDenied when not, and

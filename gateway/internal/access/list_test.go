@@ -243,15 +243,64 @@ func TestTheFile(t *testing.T) {
 		t.Errorf("the store holds %v", store.listed)
 	}
 
+	write(t, path, "# none\n")
+	l.Refresh(t.Context(), true)
+	wantChecks(t, l, nil, nil, nil)
+}
+
+// A file that is being written anew is empty at first, then short, and so its list would be for all.
+func TestAFileThatIsBeingWritten(t *testing.T) {
+	store := &fakeStore{}
+	one, two, three := Line(hash1)+"\n", Line(hash2)+"\n", Line(hash3)+"\n"
+	l, path, log := open(t, store, swarm.Denied, one+two+three)
+	looks := func(n int) {
+		for range n {
+			l.Refresh(t.Context(), false)
+		}
+	}
+	looks(1)
+	denied := swarm.ErrDenied
+	wantChecks(t, l, denied, denied, denied)
+
 	write(t, path, "")
-	refresh()
+	looks(2 * restLess)
+	l.Refresh(t.Context(), true)
+	wantChecks(t, l, denied, denied, denied)
+	if strings.Count(log.String(), "it is empty") != 2 { // once more when asked for
+		t.Errorf("the log is %s", log)
+	}
+
+	write(t, path, one)
+	looks(restLess)
+	wantChecks(t, l, denied, denied, denied)
+	write(t, path, one+"\n") // rests anew
+	looks(restLess)
+	wantChecks(t, l, denied, denied, denied)
+	if strings.Count(log.String(), "more than half") != 2 {
+		t.Errorf("the log is %s", log)
+	}
+	looks(1)
+	wantChecks(t, l, denied, nil, nil)
+
+	write(t, path, one+two+three)
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, denied)
+	write(t, path, one+two) // less, and not much
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, nil)
+
+	write(t, path, "# none\n")
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, nil)
+	l.Refresh(t.Context(), true) // now
 	wantChecks(t, l, nil, nil, nil)
 }
 
 func TestNoListWithoutItsFile(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "garbage"), "garbage")
-	for _, file := range []string{"none", "garbage", "."} {
+	write(t, filepath.Join(dir, "empty"), "")
+	for _, file := range []string{"none", "garbage", "empty", "."} {
 		_, err := New(Options{Store: &fakeStore{}, Mode: swarm.Denied, File: filepath.Join(dir, file), Log: slog.New(slog.DiscardHandler)})
 		if err == nil {
 			t.Errorf("%s is taken", file)
