@@ -224,6 +224,7 @@ func (g *gateway) listen(ctx context.Context) error {
 		g.fleet = stats.NewFleet(stats.Options{
 			Store:    g.store,
 			Swarms:   policy,
+			Permits:  g.access.Permits,
 			Counters: g.metrics.counters,
 			ID:       rand.Text(),
 			Version:  version(),
@@ -279,7 +280,7 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		o.FullScrapes = &httpapi.FullScrapes{Networks: g.FullScrape, Public: g.FullScrape.String() == everybody, Once: g.fullScrapeOnce, NotOnce: g.fullScrapeNot}
 	}
 	g.looks = httpapi.NewLooks(policy, g.FullScrapeTTL, g.clock, g.log)
-	o.Looks = g.looks
+	o.Looks, o.Access = g.looks, g.access
 	for _, l := range listeners {
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})
 	}

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -48,8 +49,9 @@ type Options struct {
 
 // List may be used by many goroutines, but one alone may call Refresh.
 type List struct {
-	opt   Options
-	table atomic.Pointer[table] // nil until the store's list was read
+	opt       Options
+	table     atomic.Pointer[table] // nil until the store's list was read
+	published atomic.Uint64         // tables
 
 	// Refresh's own.
 	file     *file // nil for none
@@ -98,6 +100,10 @@ func (l *List) Check(hash swarm.InfoHash) error {
 
 // Permits tells whether the swarm is served, and so may be shown.
 func (l *List) Permits(hash swarm.InfoHash) bool { return l.Check(hash) == nil }
+
+// Version is another text after each change of what this list permits; other lists have versions of
+// their own. What Permits says afterwards is as new, or newer.
+func (l *List) Version() string { return strconv.FormatUint(l.published.Load(), 36) }
 
 // Known tells whether the list was read.
 func (l *List) Known() bool { return l.table.Load() != nil }
@@ -236,6 +242,7 @@ func (l *List) fetch(ctx context.Context) error {
 func (l *List) publish() {
 	t := l.next
 	l.table.Store(&t)
+	l.published.Add(1) // afterwards: who has this version finds this table
 }
 
 // of is the hashes that are listed as what counts.

@@ -128,6 +128,22 @@ func TestModes(t *testing.T) {
 	wantChecks(t, allowing, swarm.ErrDenied, swarm.ErrDenied, swarm.ErrDenied)
 }
 
+func TestVersions(t *testing.T) {
+	store := &fakeStore{}
+	l, _, _ := open(t, store, swarm.Denied, "")
+	seen := map[string]bool{l.Version(): true}
+	for _, listing := range []swarm.Listing{swarm.Denied, swarm.Unlisted, swarm.Denied} {
+		store.list(hash1, listing)
+		l.Refresh(t.Context(), false)
+		version := l.Version()
+		l.Refresh(t.Context(), false)
+		if seen[version] || l.Version() != version {
+			t.Errorf("after a change the version is %q, then %q", version, l.Version())
+		}
+		seen[version] = true
+	}
+}
+
 func TestOnlyWhatChangedIsRead(t *testing.T) {
 	store := &fakeStore{}
 	for first := range 256 {
