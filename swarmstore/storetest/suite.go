@@ -507,6 +507,7 @@ var suite = []struct {
 	}},
 	{"the access list says what it was told last", lastWordOnAccess},
 	{"a file's word on access replaces its word before", fileOnAccess},
+	{"an access list that was lost is told from another one, and restored", restoreAccess},
 	{"changes of the access list at the same time are all kept", manyChangeAccess},
 }
 

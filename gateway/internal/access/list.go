@@ -29,12 +29,15 @@ const Every = 400 * time.Millisecond
 
 // Store is where the list is kept.
 type Store interface {
-	// AccessVersion is another text after each change, and empty while there is no list;
-	// AccessVersions is the same for the info hashes that begin with each byte.
-	AccessVersion(ctx context.Context) (string, error)
+	// AccessVersion is another text after each change, and generation another one when the list was
+	// lost and begun anew; both are empty while there is none. AccessVersions are other texts after each
+	// change for the info hashes that begin with each byte.
+	AccessVersion(ctx context.Context) (version, generation string, err error)
 	AccessVersions(ctx context.Context) ([256]string, error)
 	// Access is what is listed under a first byte.
 	Access(ctx context.Context, first byte) ([]swarm.Listed, error)
+	// RestoreAccess lists what was said of info hashes with a first byte, where nothing is said.
+	RestoreAccess(ctx context.Context, first byte, said []swarm.Listed) error
 	// SetAccessFile replaces what the file said before. hashes is sorted.
 	SetAccessFile(ctx context.Context, listing swarm.Listing, hashes []swarm.InfoHash) error
 }
@@ -54,11 +57,12 @@ type List struct {
 	published atomic.Uint64         // tables
 
 	// Refresh's own.
-	file     *file // nil for none
-	version  string
-	versions [256]string
-	next     table // what the store holds, as far as it was read
-	failing  bool
+	file       *file // nil for none
+	version    string
+	generation string
+	versions   [256]string
+	next       table // what the store holds, as far as it was read
+	failing    bool
 }
 
 // table is the listed info hashes by their first byte. What was published is not changed
@@ -69,6 +73,7 @@ type table [256]*page
 // one of them to compare with, on average.
 type page struct {
 	hashes []swarm.InfoHash
+	filed  []uint64 // a bit for each hash that the file says, no command; nil for none
 	shift  uint     // of the next 32 bits, which leaves the place in starts
 	starts []uint32 // where those of each place begin, and the last ones end
 	filter []uint64 // a bit for each hash, in 8 to 16 times as many: most of those that are not listed end here, in one look
@@ -138,14 +143,25 @@ func (p *page) len() int {
 
 func compare(a, b swarm.InfoHash) int { return bytes.Compare(a[:], b[:]) }
 
-// newPage keeps hashes, or is nil for none.
-func newPage(hashes []swarm.InfoHash) *page {
-	if len(hashes) == 0 {
+// newPage keeps what is listed as mode, or is nil for none.
+func newPage(mode swarm.Listing, listed []swarm.Listed) *page {
+	listed = slices.DeleteFunc(listed, func(l swarm.Listed) bool { return l.Listing != mode })
+	if len(listed) == 0 {
 		return nil
 	}
-	slices.SortFunc(hashes, compare)
+	slices.SortFunc(listed, func(a, b swarm.Listed) int { return compare(a.InfoHash, b.InfoHash) })
+	hashes, filed := make([]swarm.InfoHash, len(listed)), []uint64(nil)
+	for i, l := range listed {
+		hashes[i] = l.InfoHash
+		if l.Filed {
+			if filed == nil {
+				filed = make([]uint64, (len(listed)+63)/64)
+			}
+			filed[i/64] |= 1 << (i % 64)
+		}
+	}
 	places := bits.Len(uint(len(hashes) - 1))
-	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1), filter: make([]uint64, max(1, 8<<places/64))}
+	p := &page{hashes: hashes, filed: filed, shift: uint(32 - places), starts: make([]uint32, 1<<places+1), filter: make([]uint64, max(1, 8<<places/64))}
 	for i := range hashes {
 		p.starts[p.place(&hashes[i])+1]++
 		word, bit := p.bit(&hashes[i])
@@ -155,6 +171,15 @@ func newPage(hashes []swarm.InfoHash) *page {
 		p.starts[i+1] += p.starts[i]
 	}
 	return p
+}
+
+// listed is the reverse of newPage.
+func (p *page) listed(mode swarm.Listing) []swarm.Listed {
+	listed := make([]swarm.Listed, len(p.hashes))
+	for i, hash := range p.hashes {
+		listed[i] = swarm.Listed{InfoHash: hash, Listing: mode, Filed: p.filed != nil && p.filed[i/64]>>(i%64)&1 == 1}
+	}
+	return listed
 }
 
 // errLost says that a Redis which had a list has none.
@@ -167,9 +192,6 @@ func (l *List) Refresh(ctx context.Context, reread bool) {
 	err := l.bring(ctx, reread)
 	if err == nil || l.Known() { // not before the file's own first word
 		err = errors.Join(err, l.fetch(ctx))
-	}
-	if errors.Is(err, errLost) && l.file != nil {
-		l.file.read = nil // to bring it anew
 	}
 	switch {
 	case ctx.Err() != nil || (err != nil) == l.failing:
@@ -200,15 +222,40 @@ func (l *List) bring(ctx context.Context, reread bool) error {
 	return err
 }
 
+// restore to the store what was lost there of this list. All gateways do that, and may have read
+// different parts of it.
+func (l *List) restore(ctx context.Context) error {
+	for first, p := range l.next {
+		if p == nil {
+			continue
+		}
+		if err := l.opt.Store.RestoreAccess(ctx, byte(first), p.listed(l.opt.Mode)); err != nil {
+			return errors.Join(errLost, err)
+		}
+	}
+	if l.file != nil {
+		l.file.read = nil // to bring it anew, as it may have changed meanwhile
+	}
+	l.opt.Log.Warn("the access list was gone from Redis; what this gateway held of it is there again")
+	return nil
+}
+
 // fetch what changed in the store.
 func (l *List) fetch(ctx context.Context) error {
-	version, err := l.opt.Store.AccessVersion(ctx)
-	switch {
-	case err != nil:
+	version, generation, err := l.opt.Store.AccessVersion(ctx)
+	if err != nil {
 		return err
-	case version == "" && l.version != "":
-		return errLost
-	case version == l.version && l.Known():
+	}
+	if l.generation != "" && generation != l.generation || l.version != "" && version == "" {
+		if err := l.restore(ctx); err != nil {
+			return err
+		}
+		if version, generation, err = l.opt.Store.AccessVersion(ctx); err != nil {
+			return err
+		}
+	}
+	l.generation = generation
+	if version == l.version && l.Known() {
 		return nil
 	}
 	versions, err := l.opt.Store.AccessVersions(ctx)
@@ -223,7 +270,10 @@ func (l *List) fetch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.next[first] = newPage(of(l.opt.Mode, listed))
+		if _, now, err := l.opt.Store.AccessVersion(ctx); err != nil || now != generation {
+			return err // it may have been lost before this was read, which the next call mends
+		}
+		l.next[first] = newPage(l.opt.Mode, listed)
 		l.versions[first] = v
 		if l.Known() {
 			l.publish() // at once, so that the page before needs no room any more
@@ -243,15 +293,4 @@ func (l *List) publish() {
 	t := l.next
 	l.table.Store(&t)
 	l.published.Add(1) // afterwards: who has this version finds this table
-}
-
-// of is the hashes that are listed as what counts.
-func of(mode swarm.Listing, listed []swarm.Listed) []swarm.InfoHash {
-	hashes := make([]swarm.InfoHash, 0, len(listed))
-	for _, l := range listed {
-		if l.Listing == mode {
-			hashes = append(hashes, l.InfoHash)
-		}
-	}
-	return hashes
 }

@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -20,19 +21,35 @@ import (
 
 // fakeStore holds a list as the store does, without telling a file's word from a command's.
 type fakeStore struct {
-	err      error
-	version  string
-	versions [256]string
-	listed   map[swarm.InfoHash]swarm.Listing
-	reads    int
+	err        error
+	version    string
+	generation string
+	versions   [256]string
+	listed     map[swarm.InfoHash]swarm.Listing
+	reads      int
+	read       func() // called when a part is to be read; nil for none
 }
 
-func (s *fakeStore) AccessVersion(context.Context) (string, error) { return s.version, s.err }
+func (s *fakeStore) AccessVersion(context.Context) (version, generation string, err error) {
+	return s.version, s.generation, s.err
+}
+
+func (s *fakeStore) RestoreAccess(_ context.Context, _ byte, said []swarm.Listed) error {
+	for _, l := range said {
+		if s.err == nil && s.listed[l.InfoHash] == swarm.Unlisted {
+			s.list(l.InfoHash, l.Listing)
+		}
+	}
+	return s.err
+}
 
 func (s *fakeStore) AccessVersions(context.Context) ([256]string, error) { return s.versions, s.err }
 
 func (s *fakeStore) Access(_ context.Context, first byte) (list []swarm.Listed, err error) {
 	s.reads++
+	if s.read != nil {
+		s.read()
+	}
 	for hash, l := range s.listed {
 		if hash[0] == first {
 			list = append(list, swarm.Listed{InfoHash: hash, Listing: l})
@@ -57,9 +74,12 @@ func (s *fakeStore) list(hash swarm.InfoHash, l swarm.Listing) {
 	if s.listed == nil {
 		s.listed = map[swarm.InfoHash]swarm.Listing{}
 	}
+	if s.generation == "" {
+		s.generation = cryptorand.Text()
+	}
 	s.listed[hash] = l
-	s.version += "x"
-	s.versions[hash[0]] += "x"
+	s.version = cryptorand.Text()
+	s.versions[hash[0]] = s.version
 }
 
 // open a list, with a file that says text if there is some.
@@ -183,15 +203,48 @@ func TestTheLastListStaysInForce(t *testing.T) {
 	l.Refresh(t.Context(), false)
 	wantChecks(t, l, swarm.ErrDenied, swarm.ErrDenied, nil)
 
-	*store = fakeStore{} // which a Redis that starts anew may be
+	*store = fakeStore{err: errors.New("away")} // which a Redis that starts anew may be
+	l.Refresh(t.Context(), false)
+	store.err = nil
 	l.Refresh(t.Context(), false)
 	wantChecks(t, l, swarm.ErrDenied, swarm.ErrDenied, nil)
 	if !strings.Contains(log.String(), "gone from Redis") {
 		t.Errorf("the log is %s", log)
 	}
+	if len(store.listed) != 2 {
+		t.Errorf("the store holds %v", store.listed)
+	}
+
+	// It may have lost the list, and got a word of a new one, between two looks.
+	*store = fakeStore{}
+	store.list(hash1, swarm.Allowed)
 	store.list(hash3, swarm.Denied)
 	l.Refresh(t.Context(), false)
-	wantChecks(t, l, nil, nil, swarm.ErrDenied)
+	wantChecks(t, l, nil, swarm.ErrDenied, swarm.ErrDenied)
+
+	// And between two reads of one look.
+	store.list(hash1, swarm.Denied)
+	store.list(hash2, swarm.Denied)
+	store.read = func() { *store = fakeStore{} }
+	l.Refresh(t.Context(), false)
+	l.Refresh(t.Context(), false)
+	wantChecks(t, l, nil, swarm.ErrDenied, swarm.ErrDenied)
+
+	// What an operator takes from the list does not come back.
+	store.list(hash2, swarm.Unlisted)
+	store.list(hash3, swarm.Unlisted)
+	for range 2 {
+		l.Refresh(t.Context(), false)
+	}
+	wantChecks(t, l, nil, nil, nil)
+	*store = fakeStore{} // of which nothing is to be restored
+	for range 2 {
+		l.Refresh(t.Context(), false)
+	}
+	wantChecks(t, l, nil, nil, nil)
+	if n := strings.Count(log.String(), "gone from Redis; what this gateway"); n != 4 {
+		t.Errorf("told %d times: %s", n, log)
+	}
 }
 
 func TestTheFile(t *testing.T) {
@@ -356,7 +409,9 @@ type large struct {
 	n int
 }
 
-func (s *large) AccessVersion(context.Context) (string, error) { return "1", nil }
+func (s *large) AccessVersion(context.Context) (version, generation string, err error) {
+	return "1", "1", nil
+}
 
 func (s *large) AccessVersions(context.Context) (v [256]string, err error) {
 	for i := range v {
