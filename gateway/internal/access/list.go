@@ -1,10 +1,11 @@
-// Package access decides which swarms the tracker serves: all but the denied, or none but
+// Package access decides which swarms the tracker serves and shows: all but the denied, or none but
 // the allowed. The list is the store's, the same for all gateways. Each holds in memory what counts
 // in its mode, and looks every moment what has changed.
 //
 //	list, err := access.New(access.Options{Store: store, Mode: swarm.Denied, File: "denied.txt", Log: log})
 //	list.Refresh(ctx, false) // again and again
-//	if list.Permits(hash) ...
+//	err := list.Check(hash)   // of an announce or a scrape
+//	if list.Permits(hash) ... // what was found before
 package access
 
 import (
