@@ -25,6 +25,7 @@ const (
 	adminToken = "a token of some length"
 	hexA       = "6161616161616161616161616161616161616161" // hashA
 	hexB       = "6262626262626262626262626262626262626262"
+	hexC       = "6363636363636363636363636363636363636363"
 
 	// inForce is how long a change may take to be in force on all gateways.
 	inForce = 2 * time.Second
@@ -217,6 +218,51 @@ func TestAccessIsNotKnownWithoutRedis(t *testing.T) {
 	wantDenied(t, true, g)
 }
 
+// A Redis that loses the list gets it back from the gateways, also when a command begins a new one.
+func TestAccessListThatRedisLoses(t *testing.T) {
+	redis := storetest.Redis(t)
+	flags := redisFlags(redis)
+	file := filepath.Join(t.TempDir(), "hashes")
+	if err := os.WriteFile(file, []byte(hexB), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g1, g2 := gatewayWith(t, append(flags, "--access-file", file)...), gatewayWith(t, flags...)
+	mustAccess(t, flags, "deny", hexA)
+	wantDenied(t, true, g1, g2)
+
+	storetest.Real(t, redis).Reset()
+	mustAccess(t, flags, "deny", hexC)
+	all := "deny " + hexA + "\ndeny " + hexB + "\ndeny " + hexC + "\n"
+	storetest.Eventually(t, inForce, func() error {
+		for i, g := range []*running{g1, g2} {
+			for _, c := range "abc" {
+				_, body := g.get("http://" + g.HTTP + "/announce?info_hash=" + strings.Repeat(string(c), 20) + "&peer_id=-XX0000-000000000000&port=1&left=1")
+				if !strings.Contains(body, swarm.Reason(swarm.ErrDenied)) {
+					return fmt.Errorf("gateway %d: %c gets %q", i, c, body)
+				}
+			}
+		}
+		if got := mustAccess(t, flags, "list"); got != all {
+			return fmt.Errorf("the list is %q", got)
+		}
+		return nil
+	})
+
+	// What is removed afterwards is not brought back, and what was the file's word still is.
+	mustAccess(t, flags, "remove", hexA)
+	wantDenied(t, false, g1, g2)
+	if err := os.WriteFile(file, []byte(hexC), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, inForce, func() error {
+		if got := mustAccess(t, flags, "list"); got != "deny "+hexC+"\n" {
+			return fmt.Errorf("the list is %q", got)
+		}
+		return nil
+	})
+	wantDenied(t, false, g1, g2)
+}
+
 // appendOnlyDir is where a server keeps what it holds.
 func appendOnlyDir(t *testing.T, redis *storetest.Process) string {
 	t.Helper()
@@ -251,7 +297,13 @@ func TestAccessFile(t *testing.T) {
 		t.Errorf("the list is %q", got)
 	}
 	say("")
-	wantDenied(t, false, g1, g2, g3)
+	storetest.Eventually(t, inForce, func() error {
+		if !strings.Contains(g1.log.String(), "it is empty") {
+			return errors.New("nothing is told of an empty file")
+		}
+		return nil
+	})
+	wantDenied(t, true, g1, g2, g3)
 
 	// The same size, and the time of change as before: only a signal tells.
 	say(hexB)

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"swarmgate/swarmstore/storetest"
 )
 
 // child is a gateway in a process of its own.
@@ -189,4 +191,22 @@ func TestOnlyRootBecomesAnotherUser(t *testing.T) {
 	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "--user") {
 		t.Errorf("%v, %q", err, out)
 	}
+}
+
+// A hangup of the terminal, or a "reload" of the service manager, ends no gateway.
+func TestSIGHUPEndsNoGateway(t *testing.T) {
+	c := startChild(t, "$0 --http 127.0.0.1:0 --udp 127.0.0.1:0 --admin 127.0.0.1:0 --log-level debug", nil)
+	if err := c.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, inForce, func() error {
+		if !strings.Contains(c.log.String(), "SIGHUP changes nothing without --access-file") {
+			return errors.New("the signal shows nowhere")
+		}
+		return nil
+	})
+	if body := c.announce("port=1&left=0"); !strings.Contains(body, "8:completei1e") {
+		t.Errorf("an announce gets %q", body)
+	}
+	c.terminate()
 }

@@ -87,6 +87,9 @@ type httpFront struct {
 // run starts a gateway, tells started where it listens, and returns when ctx has
 // ended and the requests in flight are answered, or what made it fail.
 func run(ctx context.Context, c *Config, stdout io.Writer, started func(listening)) error {
+	hangups := make(chan os.Signal, 1) // from the start: unheard, one would end the process
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	g := &gateway{Config: c, clock: time.Now, log: slog.New(c.Log), metrics: newMetrics(!c.Stats.Empty())}
 	c.outlives(g.log)
 	defer g.close()
@@ -115,7 +118,7 @@ func run(ctx context.Context, c *Config, stdout io.Writer, started func(listenin
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer g.background.Wait()
 	defer stop()
-	g.keep(background)
+	g.keep(background, hangups)
 
 	g.greet(stdout)
 	if started != nil {
@@ -222,6 +225,7 @@ func (g *gateway) listen(ctx context.Context) error {
 		g.fleet = stats.NewFleet(stats.Options{
 			Store:    g.store,
 			Swarms:   policy,
+			Permits:  g.access.Permits,
 			Counters: g.metrics.counters,
 			ID:       rand.Text(),
 			Version:  version(),
@@ -277,7 +281,7 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		o.FullScrapes = &httpapi.FullScrapes{Networks: g.FullScrape, Public: g.FullScrape.String() == everybody, Once: g.fullScrapeOnce, NotOnce: g.fullScrapeNot}
 	}
 	g.looks = httpapi.NewLooks(policy, g.FullScrapeTTL, g.clock, g.log)
-	o.Looks = g.looks
+	o.Looks, o.Access = g.looks, g.access
 	for _, l := range listeners {
 		g.http = append(g.http, &httpFront{httpapi.New(o), l})
 	}
@@ -376,20 +380,21 @@ func (g *gateway) serve(group *errgroup.Group) {
 	}
 }
 
-// keep does what has to be done again and again, until ctx ends.
-func (g *gateway) keep(ctx context.Context) {
+// keep does what has to be done again and again, until ctx ends, and at hangups.
+func (g *gateway) keep(ctx context.Context, hangups <-chan os.Signal) {
 	if g.memory != nil {
 		every := min(max(g.PeerTTL/90, time.Second), 30*time.Second)
 		g.background.Go(func() { repeat(ctx, every, func() { g.memory.Tick(g.clock()) }) })
 	}
 	g.access.Refresh(ctx, false) // before the first announce
-	reread := make(chan os.Signal, 1)
-	if g.AccessFile != "" {
-		signal.Notify(reread, syscall.SIGHUP)
-	}
 	g.background.Go(func() {
-		defer signal.Stop(reread)
-		repeat(ctx, access.Every, func() { g.access.Refresh(ctx, received(reread)) })
+		repeat(ctx, access.Every, func() {
+			reread := received(hangups)
+			if reread && g.AccessFile == "" {
+				g.log.Debug("SIGHUP changes nothing without --access-file")
+			}
+			g.access.Refresh(ctx, reread)
+		})
 	})
 	if g.completed != nil {
 		g.background.Go(func() { g.completed.run(ctx) })

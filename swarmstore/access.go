@@ -16,13 +16,15 @@ import (
 // are one transaction:
 //
 //	swarmgate:{access}:0 to 255  hash  raw info hash -> what the list says of it, one character
-//	swarmgate:{access}           hash  0 to 255, and "all" -> a text that differs after each change
+//	swarmgate:{access}           hash  0 to 255, and "all" -> a text that differs after each change;
+//	                                   "generation" -> one of chance since the first change
 //
 // A hash holds what begins with one byte: of a million info hashes some 4,000, which are read
 // and replaced without holding Redis up.
 const (
-	accessKey = "swarmgate:{access}"
-	accessAll = "all"
+	accessKey        = "swarmgate:{access}"
+	accessAll        = "all"
+	accessGeneration = "generation"
 )
 
 func accessPart(first byte) string { return accessKey + ":" + strconv.Itoa(int(first)) }
@@ -43,21 +45,23 @@ func listingOf(value string) swarm.Listing {
 	return swarm.Unlisted
 }
 
-// AccessVersion is another text after each change of the access list (HGET), and empty when
-// there is none.
-func (s *Store) AccessVersion(ctx context.Context) (string, error) {
+// AccessVersion is another text after each change of the access list, and generation another one
+// when the list was lost and begun anew (HMGET). Both are empty when there is none.
+func (s *Store) AccessVersion(ctx context.Context) (version, generation string, err error) {
 	b := s.backend.Load()
 	if b == nil {
-		return "", swarm.ErrUnavailable
+		return "", "", swarm.ErrUnavailable
 	}
-	version, err := b.client.HGet(ctx, accessKey, accessAll).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return "", fmt.Errorf("access list: %w", err)
+	values, err := b.client.HMGet(ctx, accessKey, accessAll, accessGeneration).Result()
+	if err != nil {
+		return "", "", fmt.Errorf("access list: %w", err)
 	}
-	return version, nil
+	version, _ = values[0].(string)
+	generation, _ = values[1].(string)
+	return version, generation, nil
 }
 
-// AccessVersions is the same for the info hashes that begin with each byte (HGETALL).
+// AccessVersions are other texts after each change for the info hashes that begin with each byte (HGETALL).
 func (s *Store) AccessVersions(ctx context.Context) (versions [256]string, err error) {
 	b := s.backend.Load()
 	if b == nil {
@@ -86,13 +90,13 @@ func (s *Store) Access(ctx context.Context, first byte) ([]swarm.Listed, error) 
 	list := make([]swarm.Listed, 0, len(values))
 	for hash, value := range values {
 		if l := listingOf(value); l != swarm.Unlisted && len(hash) == len(swarm.InfoHash{}) {
-			list = append(list, swarm.Listed{InfoHash: swarm.InfoHash([]byte(hash)), Listing: l})
+			list = append(list, swarm.Listed{InfoHash: swarm.InfoHash([]byte(hash)), Listing: l, Filed: value == filed[l]})
 		}
 	}
 	return list, nil
 }
 
-// ChangeAccess makes the list say what it is told, Unlisted meaning nothing. Of two words on
+// ChangeAccess makes the list say what it is told, as a command's word, Unlisted meaning nothing. Of two words on
 // one info hash the later one counts. After an error a part of the changes may be made; to
 // make them again does no harm.
 func (s *Store) ChangeAccess(ctx context.Context, changes []swarm.Listed) error {
@@ -111,6 +115,24 @@ func (s *Store) ChangeAccess(ctx context.Context, changes []swarm.Listed) error 
 		}
 	}
 	return nil
+}
+
+// RestoreAccess makes the list say again what it said of info hashes that begin with first, where it
+// says nothing now.
+func (s *Store) RestoreAccess(ctx context.Context, first byte, said []swarm.Listed) error {
+	return s.editAccess(ctx, first, func(tx *redis.Tx) (edits []accessEdit, err error) {
+		listed, err := tx.HGetAll(ctx, accessPart(first)).Result()
+		for _, l := range said {
+			hash, words := string(l.InfoHash[:]), commanded
+			if l.Filed {
+				words = filed
+			}
+			if listed[hash] == "" {
+				edits = append(edits, accessEdit{hash, words[l.Listing]})
+			}
+		}
+		return edits, err
+	})
 }
 
 // SetAccessFile makes hashes all that the access file says: what it said before and says no
@@ -172,7 +194,7 @@ func (s *Store) editAccess(ctx context.Context, first byte, decide func(*redis.T
 		}
 		// Of chance, so that two changes never have the same one, also when a failover undid the
 		// first of them.
-		version := strconv.FormatUint(rand.Uint64(), 36)
+		version := chance()
 		_, err = tx.TxPipelined(ctx, func(p redis.Pipeliner) error {
 			for _, e := range edits {
 				if e.value == "" {
@@ -182,6 +204,7 @@ func (s *Store) editAccess(ctx context.Context, first byte, decide func(*redis.T
 				}
 			}
 			p.HSet(ctx, accessKey, strconv.Itoa(int(first)), version, accessAll, version)
+			p.HSetNX(ctx, accessKey, accessGeneration, chance())
 			return nil
 		})
 		if err != nil || s.opt.WaitReplicas == 0 {
@@ -203,3 +226,5 @@ func (s *Store) editAccess(ctx context.Context, first byte, decide func(*redis.T
 		}
 	}
 }
+
+func chance() string { return strconv.FormatUint(rand.Uint64(), 36) }

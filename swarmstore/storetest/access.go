@@ -37,7 +37,7 @@ func (g *Gateway) wantAccess(want map[swarm.InfoHash]swarm.Listing) {
 // accessVersions tells the version of all, and of what begins like hash.
 func (g *Gateway) accessVersions(hash swarm.InfoHash) (all, part string) {
 	g.t.Helper()
-	all, err := g.AccessVersion(g.t.Context())
+	all, _, err := g.AccessVersion(g.t.Context())
 	must(g.t, err)
 	parts, err := g.AccessVersions(g.t.Context())
 	must(g.t, err)
@@ -113,6 +113,39 @@ func fileOnAccess(t *testing.T, g *Gateway) {
 	g.wantAccess(map[swarm.InfoHash]swarm.Listing{
 		Hash(1): swarm.Denied, Hash(2): swarm.Allowed, Hash(3): swarm.Denied,
 	})
+}
+
+// A list that was lost gets another generation, and what it said can be said again.
+func restoreAccess(t *testing.T, g *Gateway) {
+	ctx := t.Context()
+	generation := func() string {
+		t.Helper()
+		_, generation, err := g.AccessVersion(ctx)
+		must(t, err)
+		return generation
+	}
+	if first := generation(); first != "" {
+		t.Errorf("without a list its generation is %q", first)
+	}
+	first := func(n byte) swarm.InfoHash { return swarm.InfoHash{7, n} }
+	must(t, g.ChangeAccess(ctx, []swarm.Listed{{InfoHash: first(1), Listing: swarm.Denied}}))
+	before := generation()
+	must(t, g.SetAccessFile(ctx, swarm.Denied, []swarm.InfoHash{first(1), first(2)}))
+	if before == "" || generation() != before {
+		t.Errorf("the generation was %q, and is %q after a change", before, generation())
+	}
+	said, err := g.Access(ctx, 7)
+	must(t, err)
+	g.backend.Reset()
+
+	must(t, g.ChangeAccess(ctx, []swarm.Listed{{InfoHash: first(1), Listing: swarm.Allowed}, {InfoHash: first(3), Listing: swarm.Denied}}))
+	if after := generation(); after == "" || after == before {
+		t.Errorf("the generation was %q, and is %q when the list was lost", before, after)
+	}
+	must(t, g.RestoreAccess(ctx, 7, said))
+	g.wantAccess(map[swarm.InfoHash]swarm.Listing{first(1): swarm.Allowed, first(2): swarm.Denied, first(3): swarm.Denied})
+	must(t, g.SetAccessFile(ctx, swarm.Denied, nil)) // it was the file's word
+	g.wantAccess(map[swarm.InfoHash]swarm.Listing{first(1): swarm.Allowed, first(3): swarm.Denied})
 }
 
 // Commands and files change the same parts of the list, all at once.

@@ -511,6 +511,7 @@ var suite = []struct {
 	{"counts are held while a large swarm changes", heldCounts(150)},
 	{"the access list says what it was told last", lastWordOnAccess},
 	{"a file's word on access replaces its word before", fileOnAccess},
+	{"an access list that was lost is told from another one, and restored", restoreAccess},
 	{"changes of the access list at the same time are all kept", manyChangeAccess},
 	{"a secret is rotated in two steps", func(t *testing.T, g *Gateway) {
 		const key = swarmstore.ConnectionSecret

@@ -13,4 +13,5 @@ const (
 type Listed struct {
 	InfoHash InfoHash
 	Listing  Listing
+	Filed    bool // says the access file, and no command
 }

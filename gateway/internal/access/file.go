@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 
 	"swarmgate/swarmstore/swarm"
 )
@@ -20,10 +21,21 @@ const (
 	maxHashes = 10_000_000
 )
 
+// errEmpty says what to do for a list that is meant to be empty: a file of no bytes is one that somebody
+// begins to write.
+var errEmpty = errors.New("it is empty, as one that is not whole yet; a file that lists nothing has a line that begins with #")
+
+// A file counts when so many looks have found it unchanged, as it may be half written before; one that
+// lost more than half of its info hashes has to rest for 5 s.
+const (
+	rest     = 1
+	restLess = int(5*time.Second/Every) + 1
+)
+
 // ParseFile reads a file in opentracker's format: a line that begins with 40 hexadecimal
 // digits, and no further one, is an info hash; any other is ignored, and counted unless it is empty or
-// begins with #. The hashes come sorted, each once. It fails on what has lines and no info hash, and on
-// what is out of bounds. For a file of size bytes room is made once.
+// begins with #. The hashes come sorted, each once. It fails on what is empty, has lines and no info hash, or
+// is out of bounds. For a file of size bytes room is made once.
 func ParseFile(r io.Reader, size int64) (hashes []swarm.InfoHash, ignored int, err error) {
 	return parse(r, size, maxFile, maxHashes)
 }
@@ -53,6 +65,8 @@ func parse(r io.Reader, size, maxFile int64, maxHashes int) (hashes []swarm.Info
 	switch {
 	case !errors.Is(err, io.EOF):
 		return nil, 0, err
+	case limited.N == maxFile+1:
+		return nil, 0, errEmpty
 	case limited.N == 0:
 		return nil, 0, fmt.Errorf("it has more than %d bytes", maxFile)
 	case len(hashes) == 0 && ignored > 0:
@@ -80,33 +94,38 @@ func isHash(line []byte) bool {
 
 // file is an access file, which is read again when it has changed.
 type file struct {
-	path string
-	read os.FileInfo      // as it was when it was read last
-	seen os.FileInfo      // as it was a moment ago
-	says []swarm.InfoHash // that the store was not told yet; nil for nothing new
+	path   string
+	read   os.FileInfo      // as it was when it was read last
+	seen   os.FileInfo      // as it was a moment ago
+	rested int              // looks for which it was so
+	needs  int              // of those before it is read
+	hashes int              // that it had last
+	says   []swarm.InfoHash // that the store was not told yet; nil for nothing new
 
 	trouble string // that was told last
 }
 
-// look reads the file if it has changed, but not within the last moment, when it may be half
-// written. reread reads it in any case. When it cannot be read that is logged once, and what it
-// said before stands.
+// look reads the file if it has changed, but not before it rests. reread reads it in any case. When it
+// cannot be read that is logged once, and what it said before stands.
 func (f *file) look(reread bool, log *slog.Logger) {
 	if reread {
 		f.trouble = ""
 	}
 	info, err := os.Stat(f.path)
 	if err == nil {
-		rests := unchanged(info, f.seen)
-		f.seen = info
+		if unchanged(info, f.seen) {
+			f.rested++
+		} else {
+			f.seen, f.rested, f.needs = info, 0, rest
+		}
 		if !reread && unchanged(info, f.read) {
 			f.trouble = ""
 			return
 		}
-		if !reread && !rests {
+		if !reread && f.rested < f.needs {
 			return
 		}
-		err = f.load(log)
+		err = f.load(reread, log)
 	}
 	if err != nil && err.Error() != f.trouble {
 		f.trouble = err.Error()
@@ -118,8 +137,8 @@ func unchanged(a, b os.FileInfo) bool {
 	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// load reads the file.
-func (f *file) load(log *slog.Logger) error {
+// load reads the file. anyway means that it counts however little is left of it.
+func (f *file) load(anyway bool, log *slog.Logger) error {
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return err
@@ -132,11 +151,18 @@ func (f *file) load(log *slog.Logger) error {
 		return err
 	}
 	defer r.Close()
-	f.read = info
 	hashes, ignored, err := ParseFile(r, info.Size())
+	if !anyway && err == nil && 2*len(hashes) < f.hashes && f.rested < restLess {
+		log.Warn("the access file has lost more than half of its info hashes; it counts when it rests for 5 s, or on SIGHUP",
+			"file", f.path, "hashes", len(hashes), "before", f.hashes)
+		f.needs = restLess
+		return nil
+	}
+	f.read = info
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.path, err)
 	}
+	f.hashes = len(hashes)
 	if ignored > 0 {
 		log.Warn(fmt.Sprintf("%d lines of the access file are no info hashes", ignored), "file", f.path)
 	}

@@ -20,7 +20,6 @@ func TestLinesOfAFile(t *testing.T) {
 		hashes  []swarm.InfoHash
 		ignored int
 	}{
-		"none":                      {"", nil, 0},
 		"one":                       {one, []swarm.InfoHash{hash1}, 0},
 		"two":                       {two + "\n" + one + "\n", []swarm.InfoHash{hash1, hash2}, 0},
 		"one, twice":                {one + "\n" + one + "\n", []swarm.InfoHash{hash1}, 0},
@@ -52,6 +51,7 @@ func TestWrongFiles(t *testing.T) {
 	line := Line(hash1) + "\n"
 	for name, test := range map[string]struct{ text, want string }{
 		"garbage":         {"a\nb\n", "none of its 2 lines"},
+		"nothing":         {"", "it is empty"},
 		"binary":          {strings.Repeat("\x00", 1<<16), "none of its 1 lines"},
 		"too many hashes": {strings.Repeat(line, 11), "more than 10 info hashes"},
 		"too many bytes":  {line + strings.Repeat("#\n", 1<<16), "more than 100000 bytes"},
@@ -89,10 +89,13 @@ func FuzzParseFile(f *testing.F) {
 			}
 		}
 		if err != nil {
-			if len(want) > 0 || wrong == 0 {
+			if len(want) > 0 || wrong == 0 && len(text) > 0 {
 				t.Fatalf("%q: %v", text, err)
 			}
 			return
+		}
+		if len(text) == 0 {
+			t.Fatal("nothing is taken for a list")
 		}
 		slices.SortFunc(want, compare)
 		if want = slices.Compact(want); !slices.Equal(hashes, want) || ignored != wrong {

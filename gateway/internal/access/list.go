@@ -1,10 +1,11 @@
-// Package access decides which swarms the tracker serves: all but the denied, or none but
+// Package access decides which swarms the tracker serves and shows: all but the denied, or none but
 // the allowed. The list is the store's, the same for all gateways. Each holds in memory what counts
 // in its mode, and looks every moment what has changed.
 //
 //	list, err := access.New(access.Options{Store: store, Mode: swarm.Denied, File: "denied.txt", Log: log})
 //	list.Refresh(ctx, false) // again and again
-//	if list.Permits(hash) ...
+//	err := list.Check(hash)   // of an announce or a scrape
+//	if list.Permits(hash) ... // what was found before
 package access
 
 import (
@@ -15,6 +16,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -23,17 +25,20 @@ import (
 
 // Every is how often Refresh wants to be called. What a file says is in force on all gateways
 // after three times that: to see that it changed, to see that it rests, and for the other
-// gateways.
+// gateways. A file that lost more than half of its info hashes rests for longer.
 const Every = 400 * time.Millisecond
 
 // Store is where the list is kept.
 type Store interface {
-	// AccessVersion is another text after each change, and empty while there is no list;
-	// AccessVersions is the same for the info hashes that begin with each byte.
-	AccessVersion(ctx context.Context) (string, error)
+	// AccessVersion is another text after each change, and generation another one when the list was
+	// lost and begun anew; both are empty while there is none. AccessVersions are other texts after each
+	// change for the info hashes that begin with each byte.
+	AccessVersion(ctx context.Context) (version, generation string, err error)
 	AccessVersions(ctx context.Context) ([256]string, error)
 	// Access is what is listed under a first byte.
 	Access(ctx context.Context, first byte) ([]swarm.Listed, error)
+	// RestoreAccess lists what was said of info hashes with a first byte, where nothing is said.
+	RestoreAccess(ctx context.Context, first byte, said []swarm.Listed) error
 	// SetAccessFile replaces what the file said before. hashes is sorted.
 	SetAccessFile(ctx context.Context, listing swarm.Listing, hashes []swarm.InfoHash) error
 }
@@ -48,15 +53,17 @@ type Options struct {
 
 // List may be used by many goroutines, but one alone may call Refresh.
 type List struct {
-	opt   Options
-	table atomic.Pointer[table] // nil until the store's list was read
+	opt       Options
+	table     atomic.Pointer[table] // nil until the store's list was read
+	published atomic.Uint64         // tables
 
 	// Refresh's own.
-	file     *file // nil for none
-	version  string
-	versions [256]string
-	next     table // what the store holds, as far as it was read
-	failing  bool
+	file       *file // nil for none
+	version    string
+	generation string
+	versions   [256]string
+	next       table // what the store holds, as far as it was read
+	failing    bool
 }
 
 // table is the listed info hashes by their first byte. What was published is not changed
@@ -67,6 +74,7 @@ type table [256]*page
 // one of them to compare with, on average.
 type page struct {
 	hashes []swarm.InfoHash
+	filed  []uint64 // a bit for each hash that the file says, no command; nil for none
 	shift  uint     // of the next 32 bits, which leaves the place in starts
 	starts []uint32 // where those of each place begin, and the last ones end
 	filter []uint64 // a bit for each hash, in 8 to 16 times as many: most of those that are not listed end here, in one look
@@ -80,7 +88,7 @@ func New(o Options) (*List, error) {
 		return l, nil
 	}
 	l.file = &file{path: o.File}
-	return l, l.file.load(o.Log)
+	return l, l.file.load(true, o.Log)
 }
 
 // Check is nil when the swarm is served, swarm.ErrDenied when not, and
@@ -98,6 +106,10 @@ func (l *List) Check(hash swarm.InfoHash) error {
 
 // Permits tells whether the swarm is served, and so may be shown.
 func (l *List) Permits(hash swarm.InfoHash) bool { return l.Check(hash) == nil }
+
+// Version is another text after each change of what this list permits; other lists have versions of
+// their own. What Permits says afterwards is as new, or newer.
+func (l *List) Version() string { return strconv.FormatUint(l.published.Load(), 36) }
 
 // Known tells whether the list was read.
 func (l *List) Known() bool { return l.table.Load() != nil }
@@ -132,14 +144,25 @@ func (p *page) len() int {
 
 func compare(a, b swarm.InfoHash) int { return bytes.Compare(a[:], b[:]) }
 
-// newPage keeps hashes, or is nil for none.
-func newPage(hashes []swarm.InfoHash) *page {
-	if len(hashes) == 0 {
+// newPage keeps what is listed as mode, or is nil for none.
+func newPage(mode swarm.Listing, listed []swarm.Listed) *page {
+	listed = slices.DeleteFunc(listed, func(l swarm.Listed) bool { return l.Listing != mode })
+	if len(listed) == 0 {
 		return nil
 	}
-	slices.SortFunc(hashes, compare)
+	slices.SortFunc(listed, func(a, b swarm.Listed) int { return compare(a.InfoHash, b.InfoHash) })
+	hashes, filed := make([]swarm.InfoHash, len(listed)), []uint64(nil)
+	for i, l := range listed {
+		hashes[i] = l.InfoHash
+		if l.Filed {
+			if filed == nil {
+				filed = make([]uint64, (len(listed)+63)/64)
+			}
+			filed[i/64] |= 1 << (i % 64)
+		}
+	}
 	places := bits.Len(uint(len(hashes) - 1))
-	p := &page{hashes: hashes, shift: uint(32 - places), starts: make([]uint32, 1<<places+1), filter: make([]uint64, max(1, 8<<places/64))}
+	p := &page{hashes: hashes, filed: filed, shift: uint(32 - places), starts: make([]uint32, 1<<places+1), filter: make([]uint64, max(1, 8<<places/64))}
 	for i := range hashes {
 		p.starts[p.place(&hashes[i])+1]++
 		word, bit := p.bit(&hashes[i])
@@ -149,6 +172,15 @@ func newPage(hashes []swarm.InfoHash) *page {
 		p.starts[i+1] += p.starts[i]
 	}
 	return p
+}
+
+// listed is the reverse of newPage.
+func (p *page) listed(mode swarm.Listing) []swarm.Listed {
+	listed := make([]swarm.Listed, len(p.hashes))
+	for i, hash := range p.hashes {
+		listed[i] = swarm.Listed{InfoHash: hash, Listing: mode, Filed: p.filed != nil && p.filed[i/64]>>(i%64)&1 == 1}
+	}
+	return listed
 }
 
 // errLost says that a Redis which had a list has none.
@@ -161,9 +193,6 @@ func (l *List) Refresh(ctx context.Context, reread bool) {
 	err := l.bring(ctx, reread)
 	if err == nil || l.Known() { // not before the file's own first word
 		err = errors.Join(err, l.fetch(ctx))
-	}
-	if errors.Is(err, errLost) && l.file != nil {
-		l.file.read = nil // to bring it anew
 	}
 	switch {
 	case ctx.Err() != nil || (err != nil) == l.failing:
@@ -194,15 +223,40 @@ func (l *List) bring(ctx context.Context, reread bool) error {
 	return err
 }
 
+// restore to the store what was lost there of this list. All gateways do that, and may have read
+// different parts of it.
+func (l *List) restore(ctx context.Context) error {
+	for first, p := range l.next {
+		if p == nil {
+			continue
+		}
+		if err := l.opt.Store.RestoreAccess(ctx, byte(first), p.listed(l.opt.Mode)); err != nil {
+			return errors.Join(errLost, err)
+		}
+	}
+	if l.file != nil {
+		l.file.read = nil // to bring it anew, as it may have changed meanwhile
+	}
+	l.opt.Log.Warn("the access list was gone from Redis; what this gateway held of it is there again")
+	return nil
+}
+
 // fetch what changed in the store.
 func (l *List) fetch(ctx context.Context) error {
-	version, err := l.opt.Store.AccessVersion(ctx)
-	switch {
-	case err != nil:
+	version, generation, err := l.opt.Store.AccessVersion(ctx)
+	if err != nil {
 		return err
-	case version == "" && l.version != "":
-		return errLost
-	case version == l.version && l.Known():
+	}
+	if l.generation != "" && generation != l.generation || l.version != "" && version == "" {
+		if err := l.restore(ctx); err != nil {
+			return err
+		}
+		if version, generation, err = l.opt.Store.AccessVersion(ctx); err != nil {
+			return err
+		}
+	}
+	l.generation = generation
+	if version == l.version && l.Known() {
 		return nil
 	}
 	versions, err := l.opt.Store.AccessVersions(ctx)
@@ -217,7 +271,10 @@ func (l *List) fetch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.next[first] = newPage(of(l.opt.Mode, listed))
+		if _, now, err := l.opt.Store.AccessVersion(ctx); err != nil || now != generation {
+			return err // it may have been lost before this was read, which the next call mends
+		}
+		l.next[first] = newPage(l.opt.Mode, listed)
 		l.versions[first] = v
 		if l.Known() {
 			l.publish() // at once, so that the page before needs no room any more
@@ -236,15 +293,5 @@ func (l *List) fetch(ctx context.Context) error {
 func (l *List) publish() {
 	t := l.next
 	l.table.Store(&t)
-}
-
-// of is the hashes that are listed as what counts.
-func of(mode swarm.Listing, listed []swarm.Listed) []swarm.InfoHash {
-	hashes := make([]swarm.InfoHash, 0, len(listed))
-	for _, l := range listed {
-		if l.Listing == mode {
-			hashes = append(hashes, l.InfoHash)
-		}
-	}
-	return hashes
+	l.published.Add(1) // afterwards: who has this version finds this table
 }

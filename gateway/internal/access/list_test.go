@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -20,19 +21,35 @@ import (
 
 // fakeStore holds a list as the store does, without telling a file's word from a command's.
 type fakeStore struct {
-	err      error
-	version  string
-	versions [256]string
-	listed   map[swarm.InfoHash]swarm.Listing
-	reads    int
+	err        error
+	version    string
+	generation string
+	versions   [256]string
+	listed     map[swarm.InfoHash]swarm.Listing
+	reads      int
+	read       func() // called when a part is to be read; nil for none
 }
 
-func (s *fakeStore) AccessVersion(context.Context) (string, error) { return s.version, s.err }
+func (s *fakeStore) AccessVersion(context.Context) (version, generation string, err error) {
+	return s.version, s.generation, s.err
+}
+
+func (s *fakeStore) RestoreAccess(_ context.Context, _ byte, said []swarm.Listed) error {
+	for _, l := range said {
+		if s.err == nil && s.listed[l.InfoHash] == swarm.Unlisted {
+			s.list(l.InfoHash, l.Listing)
+		}
+	}
+	return s.err
+}
 
 func (s *fakeStore) AccessVersions(context.Context) ([256]string, error) { return s.versions, s.err }
 
 func (s *fakeStore) Access(_ context.Context, first byte) (list []swarm.Listed, err error) {
 	s.reads++
+	if s.read != nil {
+		s.read()
+	}
 	for hash, l := range s.listed {
 		if hash[0] == first {
 			list = append(list, swarm.Listed{InfoHash: hash, Listing: l})
@@ -57,9 +74,12 @@ func (s *fakeStore) list(hash swarm.InfoHash, l swarm.Listing) {
 	if s.listed == nil {
 		s.listed = map[swarm.InfoHash]swarm.Listing{}
 	}
+	if s.generation == "" {
+		s.generation = cryptorand.Text()
+	}
 	s.listed[hash] = l
-	s.version += "x"
-	s.versions[hash[0]] += "x"
+	s.version = cryptorand.Text()
+	s.versions[hash[0]] = s.version
 }
 
 // open a list, with a file that says text if there is some.
@@ -128,6 +148,22 @@ func TestModes(t *testing.T) {
 	wantChecks(t, allowing, swarm.ErrDenied, swarm.ErrDenied, swarm.ErrDenied)
 }
 
+func TestVersions(t *testing.T) {
+	store := &fakeStore{}
+	l, _, _ := open(t, store, swarm.Denied, "")
+	seen := map[string]bool{l.Version(): true}
+	for _, listing := range []swarm.Listing{swarm.Denied, swarm.Unlisted, swarm.Denied} {
+		store.list(hash1, listing)
+		l.Refresh(t.Context(), false)
+		version := l.Version()
+		l.Refresh(t.Context(), false)
+		if seen[version] || l.Version() != version {
+			t.Errorf("after a change the version is %q, then %q", version, l.Version())
+		}
+		seen[version] = true
+	}
+}
+
 func TestOnlyWhatChangedIsRead(t *testing.T) {
 	store := &fakeStore{}
 	for first := range 256 {
@@ -167,15 +203,48 @@ func TestTheLastListStaysInForce(t *testing.T) {
 	l.Refresh(t.Context(), false)
 	wantChecks(t, l, swarm.ErrDenied, swarm.ErrDenied, nil)
 
-	*store = fakeStore{} // which a Redis that starts anew may be
+	*store = fakeStore{err: errors.New("away")} // which a Redis that starts anew may be
+	l.Refresh(t.Context(), false)
+	store.err = nil
 	l.Refresh(t.Context(), false)
 	wantChecks(t, l, swarm.ErrDenied, swarm.ErrDenied, nil)
 	if !strings.Contains(log.String(), "gone from Redis") {
 		t.Errorf("the log is %s", log)
 	}
+	if len(store.listed) != 2 {
+		t.Errorf("the store holds %v", store.listed)
+	}
+
+	// It may have lost the list, and got a word of a new one, between two looks.
+	*store = fakeStore{}
+	store.list(hash1, swarm.Allowed)
 	store.list(hash3, swarm.Denied)
 	l.Refresh(t.Context(), false)
-	wantChecks(t, l, nil, nil, swarm.ErrDenied)
+	wantChecks(t, l, nil, swarm.ErrDenied, swarm.ErrDenied)
+
+	// And between two reads of one look.
+	store.list(hash1, swarm.Denied)
+	store.list(hash2, swarm.Denied)
+	store.read = func() { *store = fakeStore{} }
+	l.Refresh(t.Context(), false)
+	l.Refresh(t.Context(), false)
+	wantChecks(t, l, nil, swarm.ErrDenied, swarm.ErrDenied)
+
+	// What an operator takes from the list does not come back.
+	store.list(hash2, swarm.Unlisted)
+	store.list(hash3, swarm.Unlisted)
+	for range 2 {
+		l.Refresh(t.Context(), false)
+	}
+	wantChecks(t, l, nil, nil, nil)
+	*store = fakeStore{} // of which nothing is to be restored
+	for range 2 {
+		l.Refresh(t.Context(), false)
+	}
+	wantChecks(t, l, nil, nil, nil)
+	if n := strings.Count(log.String(), "gone from Redis; what this gateway"); n != 4 {
+		t.Errorf("told %d times: %s", n, log)
+	}
 }
 
 func TestTheFile(t *testing.T) {
@@ -243,15 +312,64 @@ func TestTheFile(t *testing.T) {
 		t.Errorf("the store holds %v", store.listed)
 	}
 
+	write(t, path, "# none\n")
+	l.Refresh(t.Context(), true)
+	wantChecks(t, l, nil, nil, nil)
+}
+
+// A file that is being written anew is empty at first, then short, and so its list would be for all.
+func TestAFileThatIsBeingWritten(t *testing.T) {
+	store := &fakeStore{}
+	one, two, three := Line(hash1)+"\n", Line(hash2)+"\n", Line(hash3)+"\n"
+	l, path, log := open(t, store, swarm.Denied, one+two+three)
+	looks := func(n int) {
+		for range n {
+			l.Refresh(t.Context(), false)
+		}
+	}
+	looks(1)
+	denied := swarm.ErrDenied
+	wantChecks(t, l, denied, denied, denied)
+
 	write(t, path, "")
-	refresh()
+	looks(2 * restLess)
+	l.Refresh(t.Context(), true)
+	wantChecks(t, l, denied, denied, denied)
+	if strings.Count(log.String(), "it is empty") != 2 { // once more when asked for
+		t.Errorf("the log is %s", log)
+	}
+
+	write(t, path, one)
+	looks(restLess)
+	wantChecks(t, l, denied, denied, denied)
+	write(t, path, one+"\n") // rests anew
+	looks(restLess)
+	wantChecks(t, l, denied, denied, denied)
+	if strings.Count(log.String(), "more than half") != 2 {
+		t.Errorf("the log is %s", log)
+	}
+	looks(1)
+	wantChecks(t, l, denied, nil, nil)
+
+	write(t, path, one+two+three)
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, denied)
+	write(t, path, one+two) // less, and not much
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, nil)
+
+	write(t, path, "# none\n")
+	looks(rest + 1)
+	wantChecks(t, l, denied, denied, nil)
+	l.Refresh(t.Context(), true) // now
 	wantChecks(t, l, nil, nil, nil)
 }
 
 func TestNoListWithoutItsFile(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "garbage"), "garbage")
-	for _, file := range []string{"none", "garbage", "."} {
+	write(t, filepath.Join(dir, "empty"), "")
+	for _, file := range []string{"none", "garbage", "empty", "."} {
 		_, err := New(Options{Store: &fakeStore{}, Mode: swarm.Denied, File: filepath.Join(dir, file), Log: slog.New(slog.DiscardHandler)})
 		if err == nil {
 			t.Errorf("%s is taken", file)
@@ -291,7 +409,9 @@ type large struct {
 	n int
 }
 
-func (s *large) AccessVersion(context.Context) (string, error) { return "1", nil }
+func (s *large) AccessVersion(context.Context) (version, generation string, err error) {
+	return "1", "1", nil
+}
 
 func (s *large) AccessVersions(context.Context) (v [256]string, err error) {
 	for i := range v {

@@ -113,8 +113,9 @@ func (s *Server) fullScrape(c *fiber.Ctx, client netip.Addr, name string) error 
 	// What a client has already costs nothing.
 	if young := s.Looks.openYoung(); young != nil {
 		defer young.close()
-		if match := c.Get(fiber.HeaderIfNoneMatch); match != "" && matches(match, tagOf(young.look, f, codingOf(c))) {
-			s.describe(c, young.look, f, codingOf(c))
+		tag := s.tagOf(young.look, f, codingOf(c))
+		if match := c.Get(fiber.HeaderIfNoneMatch); match != "" && matches(match, tag) {
+			s.describe(c, young.look, f, codingOf(c), tag)
 			return c.SendStatus(fiber.StatusNotModified)
 		}
 	}
@@ -160,7 +161,8 @@ func (s *Server) sendAll(c *fiber.Ctx, f *format, client netip.Addr) error {
 		return none()
 	}
 	coding := codingOf(c)
-	b := &swarmsBody{look: r, format: f, conn: c.Context().Conn(), end: sync.OnceFunc(func() {
+	tag := s.tagOf(r.look, f, coding) // of the access list before any of it is sent
+	b := &swarmsBody{look: r, access: s.Access, format: f, conn: c.Context().Conn(), end: sync.OnceFunc(func() {
 		r.close()
 		s.sending.Add(-1)
 	})}
@@ -172,13 +174,13 @@ func (s *Server) sendAll(c *fiber.Ctx, f *format, client netip.Addr) error {
 		r.close()
 		return none()
 	}
-	s.describe(c, r.look, f, coding)
+	s.describe(c, r.look, f, coding, tag)
 	c.Context().SetBodyStream(b, -1)
 	return nil
 }
 
 // describe tells caches what the answer is and for how long.
-func (s *Server) describe(c *fiber.Ctx, l *look, f *format, coding *coding) {
+func (s *Server) describe(c *fiber.Ctx, l *look, f *format, coding *coding, tag string) {
 	c.Context().SetContentType(f.mime)
 	if coding.name != "" {
 		c.Set(fiber.HeaderContentEncoding, coding.name)
@@ -190,12 +192,16 @@ func (s *Server) describe(c *fiber.Ctx, l *look, f *format, coding *coding) {
 	ttl := s.Looks.ttl
 	c.Set(fiber.HeaderCacheControl, fmt.Sprintf("%s, max-age=%d", who, int(ttl/time.Second)))
 	c.Set(fiber.HeaderAge, strconv.Itoa(int(max(0, min(s.Now().Sub(l.began), ttl))/time.Second)))
-	c.Set(fiber.HeaderETag, tagOf(l, f, coding))
+	c.Set(fiber.HeaderETag, tag)
 	c.Set(fiber.HeaderVary, fiber.HeaderAcceptEncoding)
 }
 
-func tagOf(l *look, f *format, coding *coding) string {
-	return `"` + l.id + "-" + f.name + "-" + coding.name + `"`
+func (s *Server) tagOf(l *look, f *format, coding *coding) string {
+	tag := l.id + "-" + f.name + "-" + coding.name
+	if s.Access != nil {
+		tag += "-" + s.Access.Version()
+	}
+	return `"` + tag + `"`
 }
 
 // matches tells whether an ETag is among those of If-None-Match.
@@ -278,6 +284,7 @@ var errSlow = errors.New("the client is too slow")
 // swarmsBody is a body that is made while it is sent.
 type swarmsBody struct {
 	look    *lookReader
+	access  Access
 	format  *format
 	encoder io.WriteCloser // to ready
 	ready   bytes.Buffer
@@ -318,7 +325,7 @@ func (b *swarmsBody) Read(to []byte) (int, error) {
 	return n, nil
 }
 
-// fill encodes some more swarms.
+// fill encodes some more swarms, without those that were denied since the look.
 func (b *swarmsBody) fill() error {
 	b.text = b.text[:0]
 	if !b.begun {
@@ -327,7 +334,9 @@ func (b *swarmsBody) fill() error {
 	}
 	n, err := b.look.read(b.entries[:])
 	for i := range n {
-		b.text = b.format.append(b.text, &b.entries[i], b.look.look.began)
+		if e := &b.entries[i]; b.access == nil || b.access.Permits(e.InfoHash) {
+			b.text = b.format.append(b.text, e, b.look.look.began)
+		}
 	}
 	if err == io.EOF {
 		b.ended = true

@@ -317,6 +317,46 @@ func TestCaches(t *testing.T) {
 	}
 }
 
+// fakeAccess denies one swarm, from the moment on that it is told.
+type fakeAccess struct {
+	denied atomic.Pointer[swarm.InfoHash]
+}
+
+func (a *fakeAccess) Permits(hash swarm.InfoHash) bool {
+	denied := a.denied.Load()
+	return denied == nil || *denied != hash
+}
+
+func (a *fakeAccess) Version() string { return fmt.Sprint(a.denied.Load() != nil) }
+
+// What a look found is not shown any more once it is denied, nor left in a cache.
+func TestFormatsHideWhatWasDeniedSinceTheLook(t *testing.T) {
+	access := &fakeAccess{}
+	l := list(t, swarmsOf(twoSwarms...), func(o *Options) { o.Access = access })
+	const path, line = "/stats?mode=tpbs&format=txt", "242D2E2F3D5F7E20626262626262626262626262:258:0\n"
+	if got := l.body(path); !strings.HasSuffix(got, line) || got == line {
+		t.Fatalf("%q", got)
+	}
+	response, _ := l.ask(path)
+	tag := "If-None-Match: " + response.Header.Get("ETag")
+	if response, _ := l.ask(path, tag); response.StatusCode != 304 {
+		t.Errorf("what the client has gets %d", response.StatusCode)
+	}
+	access.denied.Store(&twoSwarms[0].InfoHash)
+	if response, _ := l.ask(path, tag); response.StatusCode != 200 {
+		t.Errorf("what the client has with a swarm too many gets %d", response.StatusCode)
+	}
+	if got := l.body(path); got != line {
+		t.Errorf("%q, want %q", got, line)
+	}
+	if got := l.body("/stats?mode=statedump"); strings.Count(got, "\n") != 1 {
+		t.Errorf("the dump is %q", got)
+	}
+	if n := l.looks.swarms.(*fakeSwarms).scans.Load(); n != 1 {
+		t.Errorf("there are %d looks", n)
+	}
+}
+
 func TestWhoGetsNone(t *testing.T) {
 	const reason = "d14:failure reason73:" + reasonNoScrape + "e"
 	for name, test := range map[string]struct {

@@ -48,6 +48,12 @@ type Metrics interface {
 // Networks tells whether an address lies in some networks.
 type Networks interface{ Contains(netip.Addr) bool }
 
+// Access decides which swarms may be shown. Version is another text after each change of that.
+type Access interface {
+	Permits(hash swarm.InfoHash) bool
+	Version() string
+}
+
 // Options of a Server.
 type Options struct {
 	Tracker     Tracker
@@ -68,6 +74,7 @@ type Options struct {
 	StatsNetworks Networks     // of who may read them; nil is nobody
 	FullScrapes   *FullScrapes // nil: there are none
 	Looks         *Looks       // with either
+	Access        Access       // nil permits all
 }
 
 // Bounds of what a client may send and for how long it may dally.

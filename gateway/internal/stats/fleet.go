@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/crc32"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +38,7 @@ type Swarms interface {
 type Options struct {
 	Store    Store
 	Swarms   Swarms
+	Permits  func(swarm.InfoHash) bool // whether a swarm may be shown by its info hash
 	Counters *Counters
 	ID       string        // of this gateway, unlike all others
 	Version  string        // a line of text
@@ -297,6 +299,9 @@ func (f *Fleet) ask(ctx context.Context) (*Report, error) {
 	swarms, err := f.summary(ctx)
 	if err != nil {
 		return nil, err
+	}
+	for _, list := range [...]*top{&swarms.TopPeers, &swarms.TopSeeds, &swarms.TopLeechers} {
+		*list = slices.DeleteFunc(*list, func(t torrent) bool { return !f.Permits(swarm.InfoHash(t.InfoHash)) })
 	}
 	r.Swarms = *swarms
 	return r, nil

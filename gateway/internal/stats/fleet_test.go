@@ -26,7 +26,7 @@ func fleetOf(t *testing.T, store interface {
 	Swarms
 }, id string, now func() time.Time) *Fleet {
 	return NewFleet(Options{
-		Store: store, Swarms: store, Counters: NewCounters(true), ID: id, Version: "test", Interval: time.Minute,
+		Store: store, Swarms: store, Permits: func(swarm.InfoHash) bool { return true }, Counters: NewCounters(true), ID: id, Version: "test", Interval: time.Minute,
 		Now: now, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 }
@@ -109,6 +109,25 @@ func TestAllGatewaysTellTheNumbersOfTheFleet(t *testing.T) {
 				t.Errorf("of a gateway that died %d and %v are told", r.Gateways, r.Counts.HTTP.Received)
 			}
 		})
+	}
+}
+
+// A summary lasts for long, and what was denied since is not shown any more.
+func TestDeniedSwarmsAreInNoList(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	g := storetest.Embedded(t).Open(t, &now, nil)
+	f := fleetOf(t, g.Store, "one", func() time.Time { return now })
+	g.Put(storetest.Hash(1), storetest.Peer4(1), swarm.Started, 0)
+	g.Put(storetest.Hash(2), storetest.Peer4(1), swarm.Started, 0)
+	must(t, f.Summarize(t.Context()))
+	if s := mustReport(t, f).Swarms; len(s.TopPeers) != 2 || len(s.TopSeeds) != 2 {
+		t.Errorf("listed are %v, %v", s.TopPeers, s.TopSeeds)
+	}
+	f.Permits = func(hash swarm.InfoHash) bool { return hash != storetest.Hash(1) }
+	now = now.Add(reportTTL)
+	want := top{{hash(storetest.Hash(2)), 1}}
+	if s := mustReport(t, f).Swarms; !slices.Equal(s.TopPeers, want) || !slices.Equal(s.TopSeeds, want) || s.Torrents != 2 {
+		t.Errorf("listed are %v, %v, of %d", s.TopPeers, s.TopSeeds, s.Torrents)
 	}
 }
 

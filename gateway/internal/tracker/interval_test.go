@@ -88,3 +88,20 @@ func TestAnnouncesOfLargeSwarmsComeLater(t *testing.T) {
 		t.Errorf("under load the interval is %v", a.Interval)
 	}
 }
+
+// What is refused at once does not make the store look quick.
+func TestDeniedAnnouncesAreNoLoad(t *testing.T) {
+	denied := swarm.InfoHash{1}
+	p := Policy{Interval: 1000 * time.Second, IntervalMax: 2000 * time.Second}
+	f := New(&fakeStore{view: viewOf(1, 0, 0)}, denying{denied: true}, p).Front(&fakeMetrics{})
+	long := time.Now().Add(-time.Hour) // since when a look at the load would count in full
+	f.load.at, f.load.took = long, time.Second
+	f.Announce(time.Now(), []*swarm.Announce{{InfoHash: denied, Peer: peer4(1)}}, func([]*swarm.Announce) {})
+	if f.load.took != time.Second || f.load.at != long {
+		t.Errorf("a denied announce makes the load %v", f.load.took)
+	}
+	f.Announce(time.Now(), []*swarm.Announce{{InfoHash: denied, Peer: peer4(1)}, {Peer: peer4(2)}}, func([]*swarm.Announce) {})
+	if f.load.at == long {
+		t.Error("what the store answered does not count")
+	}
+}

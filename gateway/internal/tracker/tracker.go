@@ -124,8 +124,8 @@ func (f *Front) Announce(now time.Time, batch []*swarm.Announce, answered func([
 		f.store.Announce(now, batch, p.answer)
 		return
 	}
-	p.left.Add(1) // until its own slices are in use no more
-	p.answered(p.refused)
+	p.left.Add(1)                                 // until its own slices are in use no more
+	p.handBack(p.refused, time.Since(p.start), 0) // which tells nothing of the store's load
 	if len(p.served) > 0 {
 		f.store.Announce(now, p.served, p.answer)
 	}
@@ -154,12 +154,18 @@ func (p *pending) sift(batch []*swarm.Announce) bool {
 	return len(p.refused) > 0
 }
 
+// answered is told of what the store answered.
 func (p *pending) answered(part []*swarm.Announce) {
-	f, took, n := p.front, time.Since(p.start), len(part)
+	f, took := p.front, time.Since(p.start)
 	var load time.Duration
 	if f.policy.IntervalMax > 0 {
 		load = f.load.add(p.start.Add(took), took)
 	}
+	p.handBack(part, took, load)
+}
+
+func (p *pending) handBack(part []*swarm.Announce, took, load time.Duration) {
+	f, n := p.front, len(part)
 	for _, a := range part {
 		f.answer(a, p.now, load)
 	}
