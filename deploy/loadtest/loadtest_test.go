@@ -233,11 +233,11 @@ func TestServerThatClosesSilently(t *testing.T) {
 		}
 	}()
 	c, err := parse([]string{"--target", "http://" + l.Addr().String(), "--torrents", "1", "--peers", "100", "--addresses", "2", "--window", "2",
-		"--warmup", "0s", "--duration", "200ms", "--quiet"})
+		"--warmup", "0s", "--duration", "1s", "--quiet"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := run(t.Context(), c); err != nil || r.Answers < 20 || r.Lost > 0 {
+	if r, err := run(t.Context(), c); err != nil || r.Answers < 20 || r.Failed > 0 || r.Lost > 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
