@@ -131,7 +131,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.DurationVar(&c.RepeatWindow, "repeat-window", 2*time.Minute, "a repeat of an announce stored within it is answered without a write, within a tenth of --peer-ttl; 0 turns it off")
 	fs.IntVar(&c.EmbeddedSwarms, "embedded-swarms", 100_000, "`N` swarms that the store in this process holds at most")
 	fs.IntVar(&c.EmbeddedPeers, "embedded-peers", 1_000_000, "`N` peers that the store in this process holds at most")
-	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
+	fs.StringVar(&c.Secret, "secret", "", "`TEXT` of 16 characters or more that keys connection ids and decoys, the same on all gateways (default: shared through Redis); better given as SWARMGATE_SECRET")
 	fs.DurationVar(&c.ConnectionTTL, "connection-ttl", 30*time.Minute, "how long a UDP connection id is good for, in steps of 32s")
 	fs.Float64Var(&c.Decoys, "decoys", 0, "`SHARE` of all peers that are made up, 0.25 at most, so that an address in an answer proves nothing; the same on all gateways")
 	fs.Var(&c.DecoyPrefixes, "decoy-prefixes", "`NETWORKS` that made-up peers have their addresses of, with commas between (default: all public ones)")
