@@ -19,6 +19,10 @@ const (
 	longestHold  = 2 * time.Hour
 	heldGrowth   = 4
 
+	// heldYouth is how long a swarm that nobody knew is young. Meanwhile what is held follows the live counts at
+	// once, when they have grown by an eighth: it has had no decoys that newcomers could be told from.
+	heldYouth = 10 * time.Minute
+
 	// heldAfter is how long a held count lasts that nobody renews.
 	heldAfter = time.Hour
 )
@@ -50,16 +54,26 @@ func lookAgain(h *swarm.Held, now time.Time, live swarm.Counts, live6 [swarm.Cla
 	for _, n := range h.To {
 		before += int(n)
 	}
-	if total < 2 || before > 0 && now.Unix() < h.Until && total < heldGrowth*before {
+	isNew, waits := *h == (swarm.Held{}), now.Unix() < h.Until
+	isYoung := waits && h.Until-h.Since <= int64(heldYouth/time.Second)
+	switch {
+	case total < 2,
+		isYoung && total <= before+before/8,
+		!isNew && !isYoung && waits && total < heldGrowth*before:
 		return false
 	}
 	next := swarm.Held{Since: now.Unix(), Until: now.Add(shortestHold + rand.N(longestHold-shortestHold)).Unix()}
+	if isNew {
+		next.Until = now.Add(heldYouth).Unix()
+	} else if isYoung {
+		next.Since, next.Until = h.Since, h.Until
+	}
 	for class := range swarm.Class(swarm.Classes) {
 		next.To[class], next.To6[class] = int32(*live.Of(class)), int32(live6[class])
 		peers, peers6 := h.At(class, now)
 		next.From[class], next.From6[class] = int32(peers+0.5), int32(peers6+0.5)
 	}
-	if *h == (swarm.Held{}) {
+	if isNew || isYoung {
 		next.From, next.From6 = next.To, next.To6
 	}
 	*h = next

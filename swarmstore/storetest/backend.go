@@ -2,7 +2,6 @@ package storetest
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
@@ -109,26 +108,6 @@ func (b *Backend) Keys(t *testing.T) int {
 		n += int(size)
 	}
 	return n
-}
-
-// Forget the counts that a swarm is held to.
-func (b *Backend) Forget(t *testing.T, hash swarm.InfoHash) {
-	t.Helper()
-	ctx, forgotten := context.Background(), 0
-	for _, url := range b.Admin {
-		c := client(t, url)
-		keys := c.Scan(ctx, 0, "*", 1000).Iterator()
-		for keys.Next(ctx) {
-			if strings.HasSuffix(keys.Val(), string(hash[:])+"h") {
-				must(t, c.Del(ctx, keys.Val()).Err())
-				forgotten++
-			}
-		}
-		must(t, keys.Err())
-	}
-	if forgotten != 1 {
-		t.Fatalf("%d keys hold counts of a swarm", forgotten)
-	}
 }
 
 // Peers counts in how many sets each compact peer stands, whatever its swarm.
