@@ -109,7 +109,8 @@ type upstream struct {
 	mu          sync.Mutex
 	connections int
 	requests    []*http.Request
-	held        chan struct{} // when set, answers wait until it is closed
+	held        chan struct{} // when set, answers wait until it is closed,
+	free        int           // after so many bytes
 	cut         int           // when set, the next answer breaks off after so many bytes
 }
 
@@ -146,7 +147,7 @@ func startUpstream(t *testing.T, gateway string) *upstream {
 			context.AfterFunc(ctx, end)
 			serving.Go(func() {
 				defer end()
-				u.ask(cdn, gateway)
+				u.pass(cdn, gateway)
 			})
 			serving.Go(func() {
 				defer end()
@@ -157,7 +158,7 @@ func startUpstream(t *testing.T, gateway string) *upstream {
 	return u
 }
 
-func (u *upstream) ask(cdn io.Reader, gateway io.Writer) {
+func (u *upstream) pass(cdn io.Reader, gateway io.Writer) {
 	var raw bytes.Buffer // passed on as it is, when it has been noted
 	in := bufio.NewReader(io.TeeReader(cdn, &raw))
 	for {
@@ -183,6 +184,9 @@ func (u *upstream) answer(ctx context.Context, cdn io.Writer, gateway io.Reader)
 		}
 		u.mu.Lock()
 		held, last := u.held, false
+		if u.free -= n; u.free >= 0 {
+			held = nil
+		}
 		if u.cut > 0 {
 			u.cut -= n
 			last = u.cut <= 0
@@ -200,12 +204,12 @@ func (u *upstream) answer(ctx context.Context, cdn io.Writer, gateway io.Reader)
 	}
 }
 
-// hold lets answers wait until release is called.
-func (u *upstream) hold() (release func()) {
+// hold lets answers wait, after some bytes, until release is called.
+func (u *upstream) hold(after int) (release func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	held := make(chan struct{})
-	u.held = held
+	u.held, u.free = held, after
 	return sync.OnceFunc(func() {
 		u.mu.Lock()
 		u.held = nil
@@ -296,6 +300,7 @@ func wantListening(t *testing.T, addr string) {
 type edge struct {
 	addr string
 	*upstream
+	streams          int          // clients who can be sent a list while it comes
 	clients, written atomic.Int64 // that there were, and requests that they have written
 }
 
@@ -311,7 +316,7 @@ func TestCDN(t *testing.T) {
 
 func testNginx(t *testing.T, program string) {
 	storetest.Need(t, "nginx", "nginx")
-	testEdge(t, program, func(t *testing.T, addr, upstream string) {
+	testEdge(t, program, 1, func(t *testing.T, addr, upstream string) {
 		startShipped(t, "nginx.conf", "nginx -p", "-g 'daemon off;'",
 			"listen 80;", "listen "+addr+";", "listen [::]:80;", "", "127.0.0.1:6969", upstream, "/var/cache/swarmgate", filepath.Join(folder(t), "cache"))
 	})
@@ -319,7 +324,7 @@ func testNginx(t *testing.T, program string) {
 
 func testVarnish(t *testing.T, program string) {
 	storetest.Need(t, "varnishd", "varnish")
-	testEdge(t, program, func(t *testing.T, addr, upstream string) {
+	testEdge(t, program, 2, func(t *testing.T, addr, upstream string) {
 		_, port, _ := net.SplitHostPort(upstream)
 		dir := folder(t)
 		startShipped(t, "varnish.vcl", "varnishd", "-F -n "+dir,
@@ -333,10 +338,10 @@ const swarms = 2000
 // freshness of scrapes.
 const freshness = 2 * time.Second
 
-func testEdge(t *testing.T, program string, startEdge func(t *testing.T, addr, upstream string)) {
+func testEdge(t *testing.T, program string, streams int, startEdge func(t *testing.T, addr, upstream string)) {
 	g := startGateway(t, program, "--view-ttl "+freshness.String())
 	fill(t, g.http)
-	e := &edge{upstream: startUpstream(t, g.http)}
+	e := &edge{upstream: startUpstream(t, g.http), streams: streams}
 	e.addr = storetest.FreeAddr(t)
 	startEdge(t, e.addr, e.upstream.addr)
 	wantListening(t, e.addr)
@@ -345,6 +350,7 @@ func testEdge(t *testing.T, program string, startEdge func(t *testing.T, addr, u
 	t.Run("connections to the gateway are kept", func(t *testing.T) { testKeepAlive(t, e) })
 	t.Run("a scrape is kept while it is fresh", func(t *testing.T) { testScrapes(t, e) })
 	t.Run("one request asks for many clients", func(t *testing.T) { testCoalescing(t, e) })
+	t.Run("a list is sent on while it comes", func(t *testing.T) { testStreaming(t, e) })
 	t.Run("encodings are kept apart", func(t *testing.T) { testCodings(t, e) })
 	t.Run("clients are limited, kept answers are not", func(t *testing.T) { testLimit(t, e) })
 	t.Run("a broken list is not kept", func(t *testing.T) { testBroken(t, e) })
@@ -381,20 +387,26 @@ func (e *edge) client() netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 0, 1, byte(e.clients.Add(1))})
 }
 
-// get asks the CDN over a connection of its own, by HTTP/1.1, with pairs of headers.
-func (e *edge) get(t *testing.T, client netip.Addr, path string, headers ...string) (response *http.Response, body string, err error) {
+// ask asks the CDN over a connection of its own, by HTTP/1.1, with pairs of headers.
+func (e *edge) ask(t *testing.T, client netip.Addr, path string, headers ...string) (*http.Response, error) {
 	t.Helper()
 	from := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client, 0))}
 	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true, DialContext: from.DialContext}
 	trace := &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { e.written.Add(1) }}
 	request, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodGet, "http://"+e.addr+path, nil)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	for n := 0; n < len(headers); n += 2 {
 		request.Header.Add(headers[n], headers[n+1])
 	}
-	response, err = (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Do(request)
+	return (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Do(request)
+}
+
+// get asks and reads the body.
+func (e *edge) get(t *testing.T, client netip.Addr, path string, headers ...string) (response *http.Response, body string, err error) {
+	t.Helper()
+	response, err = e.ask(t, client, path, headers...)
 	if err != nil {
 		return nil, "", err
 	}
@@ -492,7 +504,7 @@ func testScrapes(t *testing.T, e *edge) {
 	}
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	release := e.hold()
+	release := e.hold(0)
 	defer release()
 	again := 0
 	asking.Go(func() { // until it is that which asks the gateway, and waits
@@ -522,7 +534,7 @@ func testScrapes(t *testing.T, e *edge) {
 
 func testCoalescing(t *testing.T, e *edge) {
 	const path = "/scrape?many"
-	e.crowd(t, 30, e.hold(), func() error {
+	e.crowd(t, 30, e.hold(0), func() error {
 		response, body, err := e.get(t, e.client(), path)
 		if err == nil && (response.StatusCode != http.StatusOK || !isList(body)) {
 			err = fmt.Errorf("a full scrape gets %d, %d bytes", response.StatusCode, len(body))
@@ -567,6 +579,32 @@ func (e *edge) crowd(t *testing.T, n int, release func(), ask func() error) {
 		}
 		return nil
 	})
+}
+
+func testStreaming(t *testing.T, e *edge) {
+	const path = "/scrape?streamed"
+	release := e.hold(100_000)
+	defer release()
+	var lists []io.Reader
+	for range e.streams {
+		response, err := e.ask(t, e.client(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		begin := make([]byte, 10_000)
+		if _, err := io.ReadFull(response.Body, begin); err != nil {
+			t.Fatalf("before the end has come: %v", err)
+		}
+		lists = append(lists, io.MultiReader(bytes.NewReader(begin), response.Body))
+	}
+	release()
+	for _, list := range lists {
+		if body, err := io.ReadAll(list); err != nil || !isList(string(body)) {
+			t.Errorf("%v, %d bytes", err, len(body))
+		}
+	}
+	e.wantAsked(t, path, 1)
 }
 
 func testCodings(t *testing.T, e *edge) {
