@@ -268,6 +268,8 @@ func (g *gateway) listenHTTP(ctx context.Context, policy *tracker.Tracker, liste
 		PathPrefix:  g.PathPrefix,
 		RedirectURL: g.RedirectURL,
 
+		ScrapeMaxAge: g.ViewTTL,
+
 		Trusted:       g.TrustedProxies,
 		RealIPHeader:  g.RealIPHeader,
 		ProxyProtocol: g.ProxyProtocol,

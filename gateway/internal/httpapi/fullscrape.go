@@ -189,9 +189,9 @@ func (s *Server) describe(c *fiber.Ctx, l *look, f *format, coding *coding, tag 
 	if f != formatDump && s.FullScrapes.Public {
 		who = "public"
 	}
+	// It is fresh for what the look has left. An Age would say that too, but not to nginx.
 	ttl := s.Looks.ttl
-	c.Set(fiber.HeaderCacheControl, fmt.Sprintf("%s, max-age=%d", who, int(ttl/time.Second)))
-	c.Set(fiber.HeaderAge, strconv.Itoa(int(max(0, min(s.Now().Sub(l.began), ttl))/time.Second)))
+	c.Set(fiber.HeaderCacheControl, cacheControl(who, max(0, min(l.began.Add(ttl).Sub(s.Now()), ttl)), ttl))
 	c.Set(fiber.HeaderETag, tag)
 	c.Set(fiber.HeaderVary, fiber.HeaderAcceptEncoding)
 }

@@ -281,7 +281,7 @@ func TestCaches(t *testing.T) {
 		t.Fatal(err)
 	}
 	tag := response.Header.Get("ETag")
-	if tag == "" || response.Header.Get("Cache-Control") != "public, max-age=60" || response.Header.Get("Age") != "0" {
+	if tag == "" || response.Header.Get("Cache-Control") != "public, max-age=60, stale-while-revalidate=60" {
 		t.Errorf("%v", response.Header)
 	}
 	l.now.Add(20)
@@ -301,7 +301,10 @@ func TestCaches(t *testing.T) {
 		if response.StatusCode != test.status {
 			t.Errorf("%+v: %d", test, response.StatusCode)
 		}
-		if test.status == 304 && (response.Header.Get("Age") != "20" || response.Header.Get("ETag") != tag) {
+		if test.status == 429 && response.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%+v: %v", test, response.Header)
+		}
+		if test.status == 304 && (response.Header.Get("Cache-Control") != "public, max-age=40, stale-while-revalidate=60" || response.Header.Get("ETag") != tag) {
 			t.Errorf("%+v: %v", test, response.Header)
 		}
 	}
@@ -312,7 +315,7 @@ func TestCaches(t *testing.T) {
 	l.wait = 0
 	l.looks.now = l.server.Now
 	response, _ = l.ask("/stats?mode=statedump")
-	if got := response.Header.Get("Cache-Control"); got != "private, max-age=60" {
+	if got := response.Header.Get("Cache-Control"); got != "private, max-age=60, stale-while-revalidate=60" {
 		t.Errorf("a dump: %q", got)
 	}
 }

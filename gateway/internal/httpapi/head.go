@@ -224,6 +224,7 @@ func (h *head) appendResponse(b []byte, date, body []byte) []byte {
 	b = append(b, date...)
 	b = append(b, "\r\nContent-Type: text/plain\r\nContent-Length: "...)
 	b = strconv.AppendInt(b, int64(len(body)), 10)
+	b = append(b, "\r\nCache-Control: "+noStore...)
 	switch {
 	case h.close:
 		b = append(b, "\r\nConnection: close\r\n\r\n"...)

@@ -393,6 +393,49 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// What a cache may keep says so. All else says that it may not, because some caches keep what says nothing.
+func TestWhatCachesMayKeep(t *testing.T) {
+	const scrape = "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"
+	for _, test := range []struct {
+		path string
+		age  time.Duration
+		err  error
+		want string
+	}{
+		{asked, time.Second, nil, "no-store"},
+		{asked + "&ipv6=x", time.Second, nil, "no-store"},
+		{"/announce", time.Second, nil, "no-store"},
+		{scrape, time.Second, nil, "public, max-age=1, stale-while-revalidate=1"},
+		{scrape, 1100 * time.Millisecond, nil, "public, max-age=2, stale-while-revalidate=2"},
+		{scrape, time.Millisecond, nil, "public, max-age=1, stale-while-revalidate=1"},
+		{scrape, 0, nil, "public, max-age=0, stale-while-revalidate=0"},
+		{scrape, time.Second, swarm.ErrUnavailable, "no-store"},
+		{"/scrape", time.Second, nil, "no-store"},
+		{"/scrape?info_hash=a", time.Second, nil, "no-store"},
+		{"/", time.Second, nil, "no-store"},
+		{"/stats", time.Second, nil, "no-store"},
+		{"/stats.json", time.Second, nil, "no-store"},
+		{"/stats?mode=nosuch", time.Second, nil, "no-store"},
+		{"/nowhere", time.Second, nil, "no-store"},
+	} {
+		_, addr, _ := serveWith(t, Options{
+			Tracker: &fakeTracker{answer: answer, err: test.err}, MaxClients: 10, RedirectURL: "https://example.org/", ScrapeMaxAge: test.age,
+			Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback,
+		})
+		// The front answers the first, Fiber the second.
+		for _, headers := range []string{"", "Content-Length: 0\r\n"} {
+			raw := exchange(t, addr, "GET "+test.path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"+headers+"\r\n")
+			response, err := http.ReadResponse(bufio.NewReader(strings.NewReader(raw)), nil)
+			if err != nil {
+				t.Fatalf("%v: %q", err, raw)
+			}
+			if got := response.Header.Values("Cache-Control"); !slices.Equal(got, []string{test.want}) {
+				t.Errorf("%+v gets %q", test, got)
+			}
+		}
+	}
+}
+
 func TestRedirect(t *testing.T) {
 	const url = "https://example.org/about?a=b"
 	metrics := &fakeMetrics{}

@@ -12,6 +12,7 @@ package httpapi
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -63,6 +64,8 @@ type Options struct {
 	PathPrefix  string // of letters, digits, -, _ and /: requests for paths below it are answered too; empty for none
 	RedirectURL string // that a browser which asks for / is sent to; empty for none
 
+	ScrapeMaxAge time.Duration // for which caches may keep the answer to a scrape, rounded up to seconds
+
 	// What a client's address is taken from instead of its connection (client.go). Nil is nobody.
 	Trusted       Networks // whose headers tell it
 	RealIPHeader  string   // the HTTP header that does; empty for none
@@ -93,6 +96,7 @@ type Server struct {
 	Options
 	app       *fiber.App
 	under     string                // what further paths begin with; empty when there are none
+	scraped   string                // the Cache-Control of answers to scrapes
 	front     atomic.Pointer[front] // when it serves, where there is one
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
@@ -101,7 +105,8 @@ type Server struct {
 
 // New returns a server that is not listening yet.
 func New(o Options) *Server {
-	s := &Server{Options: o}
+	keep := o.ScrapeMaxAge + time.Second - 1
+	s := &Server{Options: o, scraped: cacheControl("public", keep, keep)}
 	s.announces.New = func() any { return newAnnounce() }
 	s.scrapes.New = func() any { return newScrape() }
 	s.app = fiber.New(fiber.Config{
@@ -117,6 +122,10 @@ func New(o Options) *Server {
 		ErrorHandler:          s.refuse,
 	})
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
+	s.app.Use(func(c *fiber.Ctx) error {
+		c.Set(fiber.HeaderCacheControl, noStore)
+		return c.Next()
+	})
 	if o.RedirectURL != "" {
 		s.app.Get("/", func(c *fiber.Ctx) error {
 			o.Metrics.Invalid(fiber.StatusFound)
@@ -186,7 +195,20 @@ func (s *Server) scrape(c *fiber.Ctx) error {
 	s.Tracker.Scrape(s.Now(), &r.Scrape, r.answered)
 	<-r.done
 	r.body = r.appendAnswer(r.body[:0])
+	if r.Err == nil {
+		c.Set(fiber.HeaderCacheControl, s.scraped)
+	}
 	return send(c, r.body)
+}
+
+// noStore is the Cache-Control of all answers that do not say otherwise: CDNs keep an answer without one for
+// minutes up to a day, and an announce that a cache answers is lost.
+const noStore = "no-store"
+
+// cacheControl lets caches keep an answer while it is fresh (RFC 9111), and hand out the stale one for some more time to
+// who comes while a request for a new one is under way (RFC 5861).
+func cacheControl(who string, fresh, stale time.Duration) string {
+	return fmt.Sprintf("%s, max-age=%d, stale-while-revalidate=%d", who, fresh/time.Second, stale/time.Second)
 }
 
 // fail answers a request that makes no sense. The status is 200: clients show the
