@@ -189,9 +189,12 @@ func (s *Server) describe(c *fiber.Ctx, l *look, f *format, coding *coding, tag 
 	if f != formatDump && s.FullScrapes.Public {
 		who = "public"
 	}
-	// It is fresh for what the look has left. An Age would say that too, but not to nginx.
+	// It is fresh for what the look has left: max-age without Age. nginx knows no Age, but a header of its own.
 	ttl := s.Looks.ttl
-	c.Set(fiber.HeaderCacheControl, cacheControl(who, max(0, min(l.began.Add(ttl).Sub(s.Now()), ttl)), ttl))
+	age := max(0, min(s.Now().Sub(l.began), ttl)).Truncate(time.Second)
+	c.Set(fiber.HeaderCacheControl, cacheControl(who, ttl, ttl))
+	c.Set(fiber.HeaderAge, strconv.Itoa(int(age/time.Second)))
+	c.Set("X-Accel-Expires", strconv.Itoa(int((ttl-age)/time.Second)))
 	c.Set(fiber.HeaderETag, tag)
 	c.Set(fiber.HeaderVary, fiber.HeaderAcceptEncoding)
 }
