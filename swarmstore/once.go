@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/dchest/siphash"
@@ -34,10 +35,14 @@ func (s *Store) Once(ctx context.Context, what string, client netip.Addr, window
 	if err != nil {
 		return 0, err
 	}
+	if wait = s.refusals.left(key); wait > 0 {
+		return wait, nil
+	}
 	first, err := b.client.SetNX(ctx, key, "", window).Result()
 	if err == nil && !first {
 		wait, err = b.client.PTTL(ctx, key).Result()
 		wait = max(wait, time.Second) // it may have expired meanwhile
+		s.refusals.put(key, wait)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("once: %w", err)
@@ -53,6 +58,7 @@ func (s *Store) NotOnce(ctx context.Context, what string, client netip.Addr) err
 	}
 	key, err := s.onceKey(ctx, what, client)
 	if err == nil {
+		s.refusals.forget(key)
 		err = b.client.Del(ctx, key).Err()
 	}
 	if err != nil {
@@ -80,4 +86,33 @@ func (s *Store) onceKey(ctx context.Context, what string, client netip.Addr) (st
 	}
 	mac := siphash.Hash(binary.LittleEndian.Uint64(secret[:]), binary.LittleEndian.Uint64(secret[8:]), client.AsSlice())
 	return oncePrefix + what + ":" + strconv.FormatUint(mac, 36), nil
+}
+
+// refusals are who was refused a moment ago, so that a flood of those asks Redis no more.
+type refusals struct {
+	mu    sync.Mutex
+	until map[string]time.Time // by key
+}
+
+const maxRefusals = 1 << 14
+
+func (r *refusals) left(key string) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(0, time.Until(r.until[key]))
+}
+
+func (r *refusals) put(key string, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.until == nil || len(r.until) >= maxRefusals {
+		r.until = map[string]time.Time{}
+	}
+	r.until[key] = time.Now().Add(wait)
+}
+
+func (r *refusals) forget(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.until, key)
 }

@@ -76,3 +76,24 @@ func TestNotOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoWasRefusedAsksRedisNoMore(t *testing.T) {
+	server := storetest.Redis(t)
+	now := time.Now()
+	g := storetest.Real(t, server).Open(t, &now, nil)
+	client := netip.MustParseAddr("192.0.2.1")
+	for range 2 {
+		if _, err := g.Once(t.Context(), "list", client, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if wait, err := g.Once(t.Context(), "list", client, time.Minute); err != nil || wait < 50*time.Second || wait > time.Minute {
+		t.Errorf("it has to wait %v, %v", wait, err)
+	}
+	if _, err := g.Once(t.Context(), "list", netip.MustParseAddr("192.0.2.2"), time.Minute); err == nil {
+		t.Error("who comes first is allowed without Redis")
+	}
+}

@@ -96,6 +96,8 @@ type Store struct {
 	ctx    context.Context
 	wg     sync.WaitGroup
 	once   atomic.Pointer[[16]byte] // the secret of Once, when it is known
+
+	refusals refusals // by Once
 }
 
 // ErrURL is what Open says of an address that is none.
