@@ -118,7 +118,7 @@ func TestScan(t *testing.T) {
 				if err != nil {
 					t.Fatalf("in rounds of %d: %v", hashes, err)
 				}
-				same(t, found, want)
+				same(t, found, want, 1) // one that is just moved may be counted twice
 			}
 			g.SetScanHashes(1000)
 			storetest.Eventually(t, 20*time.Second, func() error {
@@ -132,15 +132,16 @@ func TestScan(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			same(t, found, want)
+			same(t, found, want, 0.02)
 		})
 	}
 }
 
-// same fails unless both have the same swarms, with counts that differ by 2 % at most.
-func same(t *testing.T, found, want map[swarm.InfoHash]swarm.Counts) {
+// same fails unless both have the same swarms, with no fewer peers but for 2 %, and with no more than this
+// part of them too many.
+func same(t *testing.T, found, want map[swarm.InfoHash]swarm.Counts, more float64) {
 	t.Helper()
-	near := func(got, want int) bool { return max(got-want, want-got) <= want/50 }
+	near := func(got, want int) bool { return got-want <= int(more*float64(want)) && want-got <= want/50 }
 	for hash, w := range want {
 		f, ok := found[hash]
 		if !ok || !near(f.Seeders, w.Seeders) || !near(f.Leechers, w.Leechers) || f.PartialSeeds != w.PartialSeeds || f.Downloads != w.Downloads {

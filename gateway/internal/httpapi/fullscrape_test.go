@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -70,6 +71,7 @@ type listing struct {
 	server  *Server
 	addr    string
 	metrics *fakeMetrics
+	mu      sync.Mutex
 	wait    time.Duration // that clients are told to
 	err     error
 	allowed atomic.Int64 // that clients were, and kept
@@ -86,6 +88,8 @@ func list(t *testing.T, swarms Swarms, change func(*Options)) *listing {
 	o := Options{
 		Tracker: &fakeTracker{}, Metrics: &fakeMetrics{}, Now: clock, MaxClients: 100, Stats: fakeStats{}, StatsPath: "/stats", StatsNetworks: loopback, Looks: l.looks,
 		FullScrapes: &FullScrapes{Networks: loopback, Public: true, Once: func(netip.Addr) (time.Duration, error) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
 			if l.wait == 0 && l.err == nil {
 				l.allowed.Add(1)
 			}
@@ -111,6 +115,13 @@ func (l *listing) ask(path string, headers ...string) (*http.Response, net.Conn)
 		l.t.Fatal(err)
 	}
 	return response, c
+}
+
+// refuse lets clients wait, or fails.
+func (l *listing) refuse(wait time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wait, l.err = wait, err
 }
 
 func (l *listing) body(path string) string {
@@ -285,7 +296,7 @@ func TestCaches(t *testing.T) {
 		t.Errorf("%v", response.Header)
 	}
 	l.now.Add(20)
-	l.wait = time.Minute // which is not asked for what is known already
+	l.refuse(time.Minute, nil) // which is not asked for what is known already
 	for _, test := range []struct {
 		path, coding, match string
 		status              int
@@ -312,8 +323,7 @@ func TestCaches(t *testing.T) {
 	if response, _ := l.ask("/scrape", "Accept-Encoding: gzip", "If-None-Match: "+tag); response.StatusCode != 429 {
 		t.Errorf("an old look's tag gets %d", response.StatusCode)
 	}
-	l.wait = 0
-	l.looks.now = l.server.Now
+	l.refuse(0, nil)
 	response, _ = l.ask("/stats?mode=statedump")
 	if got := response.Header.Get("Cache-Control"); got != "private, max-age=60, stale-while-revalidate=60" {
 		t.Errorf("a dump: %q", got)
@@ -401,11 +411,11 @@ func TestWhoGetsNone(t *testing.T) {
 	if raw := exchange(t, l.addr, "HEAD /scrape HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); !strings.HasPrefix(raw, "HTTP/1.1 405") {
 		t.Errorf("HEAD gets %q", raw)
 	}
-	l.wait = 90*time.Second + time.Millisecond
+	l.refuse(90*time.Second+time.Millisecond, nil)
 	if response, _ := l.ask("/scrape"); response.StatusCode != 429 || response.Header.Get("Retry-After") != "91" {
 		t.Errorf("too soon: %d %v", response.StatusCode, response.Header)
 	}
-	l.wait, l.err = 0, swarm.ErrUnavailable
+	l.refuse(0, swarm.ErrUnavailable)
 	if response, _ := l.ask("/scrape"); response.StatusCode != 503 || response.Header.Get("Retry-After") == "" {
 		t.Errorf("without a store: %d %v", response.StatusCode, response.Header)
 	}
