@@ -33,6 +33,8 @@ const (
 	// dearer by a tenth at most. maxPause bounds a pause after a pipeline that took very long.
 	scanShare = 10
 	maxPause  = 2 * time.Second
+
+	maxRecounts = 10 // of a swarm
 )
 
 var errClusterChanges = errors.New("the cluster changes")
@@ -333,9 +335,32 @@ func holdEntry(e *swarm.Entry, get *redis.StringCmd, now time.Time) (err error) 
 	return err
 }
 
-// countLarge counts the peers of a large swarm in all its partitions. While they are moved, one may be
-// counted twice.
+// countLarge counts the peers of a large swarm, again if it was spread anew meanwhile: those who had gone on
+// to further partitions would be missing.
 func (s *Store) countLarge(ctx context.Context, hash swarm.InfoHash, l layout, now time.Time) (c swarm.Counts, err error) {
+	for range maxRecounts {
+		if c, err = s.countPartitions(ctx, hash, l, now); err != nil {
+			return c, err
+		}
+		head := redis.NewRawCmd(s.ctx, "zrange", peersKey(hash, 0), 0, 0, "withscores")
+		if err := s.sendPaced(ctx, []routed{{hash, 0, head}}); err != nil {
+			return c, err
+		}
+		p := &peers{ttl: s.opt.PeerTTL}
+		if err := p.read(head, now, nil); err != nil {
+			return c, err
+		}
+		if p.layout == l {
+			return c, nil
+		}
+		l = p.layout
+	}
+	return c, fmt.Errorf("%w: a swarm is spread anew again and again", errClusterChanges)
+}
+
+// countPartitions counts the peers in all partitions of a layout. While they are moved, one may be
+// counted twice.
+func (s *Store) countPartitions(ctx context.Context, hash swarm.InfoHash, l layout, now time.Time) (c swarm.Counts, err error) {
 	for from := 0; from < l.partitions(); from += scanSwarms {
 		var cmds []routed
 		for partition := from; partition < min(from+scanSwarms, l.partitions()); partition++ {
