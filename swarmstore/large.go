@@ -63,10 +63,11 @@ const (
 	heldPeers = 1 << 15
 
 	// A view is read anew in as many of its partitions as pay for it: one for so many
-	// announces answered, and a few at least. If they changed by more than those of a swarm do that
-	// neither grows nor shrinks, all are read.
+	// announces answered, and two at least: a fleet has many views of one swarm, most of which answer
+	// few announces each. If they changed by more than those of a swarm do that neither grows nor shrinks, by a peer each
+	// where they are few, all are read.
 	rereadAfter = 16
-	minReread   = 8
+	minReread   = 2
 	steady      = 0.015
 	steadyPeers = 8
 
@@ -376,7 +377,7 @@ func (l *large) replace(some []bucket, downloads int) bool {
 			after += total(parts[i].Counts())
 		}
 	}
-	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), steadyPeers) {
+	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), float64(min(len(some), steadyPeers))) {
 		return false
 	}
 	l.view.Replace(l.next, parts, downloads)
