@@ -9,87 +9,58 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
+	"swarmgate/deploy/internal/audit"
 	"swarmgate/swarmstore/storetest"
 	"swarmgate/swarmstore/swarm"
 )
 
 // cluster is a Redis Cluster whose nodes the test makes fail.
 type cluster struct {
-	test    testing.TB // that it ends with
-	t       testing.TB // or a part of it that runs
-	nodes   []*storetest.Process
-	clients map[*storetest.Process]*redis.Client
-	rounds  int // so far
+	*audit.Cluster
+	test      testing.TB // that it ends with
+	t         testing.TB // or a part of it that runs
+	processes map[string]*storetest.Process
+	rounds    int // so far
 }
 
 func newCluster(t testing.TB, nodes ...*storetest.Process) *cluster {
-	c := &cluster{test: t, t: t, clients: map[*storetest.Process]*redis.Client{}}
+	c := &cluster{Cluster: audit.NewCluster(t), test: t, t: t, processes: map[string]*storetest.Process{}}
 	for _, p := range nodes {
 		c.add(p)
 	}
-	storetest.Eventually(t, 20*time.Second, c.replicated)
+	storetest.Eventually(t, 20*time.Second, c.Replicated)
 	return c
 }
 
 // add a node, and say its id.
 func (c *cluster) add(p *storetest.Process) (id string) {
 	c.t.Helper()
-	c.nodes = append(c.nodes, p)
-	client := redis.NewClient(&redis.Options{
-		Addr: p.Addr, MaxRetries: -1, Protocol: 2, DialTimeout: 500 * time.Millisecond, ReadTimeout: 500 * time.Millisecond,
-	})
-	c.test.Cleanup(func() { _ = client.Close() })
-	c.clients[p] = client
-	id, err := client.ClusterMyID(c.t.Context()).Result()
+	c.Add(p.Addr)
+	c.processes[p.Addr] = p
+	id, err := c.Client(p.Addr).ClusterMyID(c.t.Context()).Result()
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	return id
 }
 
-// agreed tells whether all nodes know all nodes, and what they are.
-func (c *cluster) agreed() error {
-	var first map[string]role
-	for _, p := range c.nodes {
-		roles, err := c.roles(p)
-		if err != nil {
-			return err
-		}
-		if first == nil {
-			first = roles
-		}
-		if len(roles) != len(c.nodes) {
-			return fmt.Errorf("%s knows %d of %d nodes", p.Addr, len(roles), len(c.nodes))
-		}
-		for addr, r := range roles {
-			if one := first[addr]; r.is("handshake") || r.master != one.master || !slices.Equal(r.slots, one.slots) {
-				return fmt.Errorf("%s takes %s for %+v, others for %+v", p.Addr, addr, r, first[addr])
-			}
-		}
-	}
-	return nil
-}
-
 // moveSlots moves the first slots of a master that hold keys to another one, as redis-cli does but a key at a time.
-func (c *cluster) moveSlots(from, to *storetest.Process, most int) {
+func (c *cluster) moveSlots(from, to string, most int) {
 	c.t.Helper()
 	ctx := c.t.Context()
-	keys, err := c.clients[from].Keys(ctx, "*p").Result()
+	keys, err := c.Client(from).Keys(ctx, "*p").Result()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	source, target := c.clients[from].ClusterMyID(ctx).Val(), c.clients[to].ClusterMyID(ctx).Val()
-	host, port, _ := net.SplitHostPort(to.Addr)
+	source, target := c.Client(from).ClusterMyID(ctx).Val(), c.Client(to).ClusterMyID(ctx).Val()
+	host, port, _ := net.SplitHostPort(to)
 	done := map[int64]bool{}
 	for _, key := range keys {
-		slot := c.clients[from].ClusterKeySlot(ctx, key).Val()
+		slot := c.Client(from).ClusterKeySlot(ctx, key).Val()
 		if done[slot] || len(done) == most {
 			continue
 		}
@@ -97,7 +68,7 @@ func (c *cluster) moveSlots(from, to *storetest.Process, most int) {
 		c.must(to, "cluster", "setslot", slot, "importing", source)
 		c.must(from, "cluster", "setslot", slot, "migrating", target)
 		for {
-			keys, err := c.clients[from].ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+			keys, err := c.Client(from).ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
 			if err != nil {
 				c.t.Fatal(err)
 			}
@@ -107,70 +78,28 @@ func (c *cluster) moveSlots(from, to *storetest.Process, most int) {
 			c.must(from, "migrate", host, port, keys[0], 0, 5000)
 			time.Sleep(5 * time.Millisecond) // while the slot is on both
 		}
-		for _, p := range []*storetest.Process{to, from} {
+		for _, p := range []string{to, from} {
 			c.must(p, "cluster", "setslot", slot, "node", target)
 		}
 	}
 	if len(done) == 0 {
-		c.t.Fatalf("%s has no keys", from.Addr)
+		c.t.Fatalf("%s has no keys", from)
 	}
 }
 
-func (c *cluster) urls() string { return strings.Join(storetest.URLs(c.nodes...), ",") }
+func (c *cluster) urls() string { return "redis://" + strings.Join(c.Nodes(), ",redis://") }
 
-func (c *cluster) do(p *storetest.Process, args ...any) (any, error) {
-	return c.clients[p].Do(c.t.Context(), args...).Result()
-}
-
-func (c *cluster) must(p *storetest.Process, args ...any) {
+func (c *cluster) must(node string, args ...any) {
 	c.t.Helper()
-	if _, err := c.do(p, args...); err != nil {
+	if err := c.Client(node).Do(c.t.Context(), args...).Err(); err != nil {
 		c.t.Fatalf("%v: %v", args, err)
 	}
 }
 
-// role is a line of CLUSTER NODES.
-type role struct {
-	id, addr, master string // of whom it is a replica, or "-"
-	flags            []string
-	slots            []string
-}
-
-// roles of all nodes, as one of them sees it.
-func (c *cluster) roles(from *storetest.Process) (map[string]role, error) {
-	text, err := c.clients[from].ClusterNodes(c.t.Context()).Result()
-	if err != nil {
-		return nil, err
-	}
-	roles := map[string]role{}
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 8 {
-			return nil, fmt.Errorf("CLUSTER NODES says %q", line)
-		}
-		addr, _, _ := strings.Cut(f[1], "@")
-		roles[addr] = role{id: f[0], addr: addr, master: f[3], flags: strings.Split(f[2], ","), slots: f[8:]}
-	}
-	return roles, nil
-}
-
-func (r role) is(flag string) bool { return slices.Contains(r.flags, flag) }
-
-// masters are the nodes that hold slots, as one of them sees it.
-func (c *cluster) masters(from *storetest.Process) (found []*storetest.Process, err error) {
-	roles, err := c.roles(from)
-	for _, p := range c.nodes {
-		if r := roles[p.Addr]; r.is("master") && len(r.slots) > 0 {
-			found = append(found, p)
-		}
-	}
-	return found, err
-}
-
 // mustMasters are the masters when all is well.
-func (c *cluster) mustMasters() []*storetest.Process {
+func (c *cluster) mustMasters() []string {
 	c.t.Helper()
-	masters, err := c.masters(c.nodes[0])
+	masters, err := c.Masters(c.Nodes()[0])
 	if err != nil || len(masters) < 3 {
 		c.t.Fatalf("%d masters, %v", len(masters), err)
 	}
@@ -178,118 +107,32 @@ func (c *cluster) mustMasters() []*storetest.Process {
 }
 
 // replica of a master, as another node sees it.
-func (c *cluster) replica(of, from *storetest.Process) *storetest.Process {
+func (c *cluster) replica(of, from string) string {
 	c.t.Helper()
-	roles, err := c.roles(from)
+	replica, err := c.Replica(of, from)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	for _, p := range c.nodes {
-		if roles[p.Addr].master == roles[of.Addr].id {
-			return p
-		}
-	}
-	c.t.Fatalf("%s has no replica", of.Addr)
-	return nil
-}
-
-// promoted waits until a replica is a master, as another node sees it, and says when.
-func (c *cluster) promoted(replica, from *storetest.Process) time.Time {
-	c.t.Helper()
-	storetest.Eventually(c.t, 20*time.Second, func() error {
-		roles, err := c.roles(from)
-		if r := roles[replica.Addr]; err == nil && (!r.is("master") || len(r.slots) == 0) {
-			err = fmt.Errorf("%s is %v", replica.Addr, r.flags)
-		}
-		return err
-	})
-	return time.Now()
+	return replica
 }
 
 // takeOver makes a replica the master, by hand.
-func (c *cluster) takeOver(replica *storetest.Process) {
+func (c *cluster) takeOver(replica string) {
 	c.t.Helper()
-	storetest.TakeOver(c.t, replica)
-	storetest.Eventually(c.t, 20*time.Second, c.agreed)
-	storetest.Eventually(c.t, 20*time.Second, c.replicated)
-}
-
-// replicated tells whether every master has a replica that is up to date.
-func (c *cluster) replicated() error {
-	var errs []error
-	for _, p := range c.nodes {
-		info, err := c.clients[p].Info(c.t.Context(), "replication").Result()
-		if err == nil && strings.Contains(info, "role:master") && !strings.Contains(info, "state=online") {
-			err = errors.New("no replica is online")
-		}
-		if err == nil && strings.Contains(info, "role:slave") && !strings.Contains(info, "master_link_status:up") {
-			err = errors.New("the link to the master is down")
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", p.Addr, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// member is a peer of a swarm.
-type member struct {
-	hash    swarm.InfoHash
-	compact string
-}
-
-// standing is where the cluster has a peer, and as what.
-type standing struct {
-	class swarm.Class
-	addr  string // of the master
-}
-
-// peers reads the sorted sets of all masters (swarmstore/DESIGN.md says what they hold).
-func (c *cluster) peers(from *storetest.Process) (map[member][]standing, error) {
-	ctx := c.t.Context()
-	masters, err := c.masters(from)
-	if err != nil {
-		return nil, err
-	}
-	found := map[member][]standing{}
-	for _, p := range masters {
-		client := c.clients[p]
-		keys := client.Scan(ctx, 0, "*", 1000).Iterator()
-		for keys.Next(ctx) {
-			key := keys.Val()
-			if len(key) != 26 || key[25] != 'p' && key[25] != 'q' {
-				continue
-			}
-			members, err := client.ZRangeWithScores(ctx, key, 0, -1).Result()
-			if err != nil {
-				return nil, err
-			}
-			for _, z := range members {
-				compact := z.Member.(string)
-				if len(compact) < swarm.Size4 {
-					continue // the layout
-				}
-				m := member{swarm.InfoHash([]byte(key[5:25])), compact}
-				class := swarm.Class((int64(z.Score)+1<<31)>>30 - 1)
-				found[m] = append(found[m], standing{class, p.Addr})
-			}
-		}
-		if err := keys.Err(); err != nil {
-			return nil, err
-		}
-	}
-	return found, nil
+	storetest.TakeOver(c.t, c.processes[replica])
+	storetest.Eventually(c.t, 20*time.Second, c.Agreed)
+	storetest.Eventually(c.t, 20*time.Second, c.Replicated)
 }
 
 // spread tells whether a swarm is spread over two to the power of least partitions, or more, and all
 // its peers are where they belong.
-func (c *cluster) spread(from *storetest.Process, hash swarm.InfoHash, least int) error {
-	masters, err := c.masters(from)
+func (c *cluster) spread(from string, hash swarm.InfoHash, least int) error {
+	masters, err := c.Masters(from)
 	if err != nil {
 		return err
 	}
 	for _, p := range masters {
-		client := c.clients[p]
+		client := c.Client(p)
 		keys := client.Scan(c.t.Context(), 0, "*", 1000).Iterator()
 		for keys.Next(c.t.Context()) {
 			key := keys.Val()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/redis/go-redis/v9/logging"
 
+	"swarmgate/deploy/internal/audit"
 	"swarmgate/swarmstore/storetest"
 )
 
@@ -45,11 +46,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// endpoint is where clients reach gateways.
-type endpoint struct{ http, udp string }
-
-func newEndpoint(t testing.TB) endpoint {
-	return endpoint{storetest.FreeAddr(t), storetest.FreeAddr(t)}
+func newEndpoint(t testing.TB) audit.Endpoint {
+	return audit.Endpoint{HTTP: storetest.FreeAddr(t), UDP: storetest.FreeAddr(t)}
 }
 
 // gateway is a process of its own.
@@ -80,11 +78,11 @@ func (l *logged) String() string {
 }
 
 // startGateway returns when the gateway is ready. It ends with the test.
-func startGateway(t testing.TB, at endpoint, args ...string) *gateway {
+func startGateway(t testing.TB, at audit.Endpoint, args ...string) *gateway {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "admin")
 	g := &gateway{t: t, ended: make(chan struct{})}
-	g.cmd = exec.Command(binary, append([]string{"--http", at.http, "--udp", at.udp, "--admin", "127.0.0.1:0", "--admin-file", file}, args...)...)
+	g.cmd = exec.Command(binary, append([]string{"--http", at.HTTP, "--udp", at.UDP, "--admin", "127.0.0.1:0", "--admin-file", file}, args...)...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.log, &g.log
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"swarmgate/deploy/internal/audit"
 	"swarmgate/swarmstore/storetest"
 	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy"
@@ -28,22 +29,22 @@ func TestSecretIsRotated(t *testing.T) {
 	}
 	server := storetest.Redis(t)
 	url := storetest.URLs(server)[0]
-	endpoints := []endpoint{newEndpoint(t), newEndpoint(t)}
+	endpoints := []audit.Endpoint{newEndpoint(t), newEndpoint(t)}
 	gateways := []*gateway{startGateway(t, endpoints[0], "--redis", url), startGateway(t, endpoints[1], "--redis", url)}
-	f := newFleet(t, endpoints)
+	f := audit.NewFleet(t, endpoints)
 
 	db := redis.NewClient(&redis.Options{Addr: server.Addr, Protocol: 2})
 	defer db.Close()
 	secret := func() string { return db.Get(t.Context(), "swarmgate:secret").Val() }
 	before := secret()
-	c, err := f.newClient(largeHash)
+	c, err := f.NewClient(audit.LargeHash)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.udp.Close()
+	defer c.Close()
 	connect := func(at int) uint64 {
 		t.Helper()
-		reply, err := c.ask(at, bep15.Request{Action: bep15.ActionConnect})
+		reply, err := c.Ask(at, bep15.Request{Action: bep15.ActionConnect})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +52,7 @@ func TestSecretIsRotated(t *testing.T) {
 	}
 	old := connect(0)
 
-	f.start(1)
+	f.Start(1)
 	command := exec.CommandContext(t.Context(), binary, "secret", "rotate", "--redis", url)
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -75,19 +76,19 @@ func TestSecretIsRotated(t *testing.T) {
 		return nil
 	})
 	time.Sleep(time.Second) // of ids that are all new
-	f.end()
+	f.End()
 
-	all := f.spell(time.Time{}, func(swarm.InfoHash) bool { return true })
+	all := f.Spell(time.Time{}, audit.All)
 	t.Logf("%v", all)
-	if all.answered < 1000 || all.refused+all.broken > 0 {
-		t.Errorf("%v: %q", all, all.why)
+	if all.Answered < 1000 || all.Refused+all.Broken > 0 {
+		t.Errorf("%v: %q", all, all.Why)
 	}
 	for at, g := range gateways {
 		if n := g.metric(`swarmgate_invalid_requests_total{transport="udp"}`); n > 0 {
 			t.Errorf("gateway %d rejected %v ids", at, n)
 		}
-		c.id = old
-		if _, err := c.ask(at, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{largeHash}}); err != nil {
+		c.ID = old
+		if _, err := c.Ask(at, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{audit.LargeHash}}); err != nil {
 			t.Errorf("gateway %d does not accept an id of the secret before: %v", at, err)
 		}
 	}
@@ -95,15 +96,15 @@ func TestSecretIsRotated(t *testing.T) {
 	// A gateway that starts later gives and takes the same ids.
 	late := newEndpoint(t)
 	startGateway(t, late, "--redis", url)
-	c.endpoints = append(c.endpoints, late)
+	c.Endpoints = append(c.Endpoints, late)
 	for _, id := range []uint64{old, connect(0)} {
-		c.id = id
-		if _, err := c.ask(2, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{largeHash}}); err != nil {
+		c.ID = id
+		if _, err := c.Ask(2, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{audit.LargeHash}}); err != nil {
 			t.Errorf("a gateway that started later does not accept an id: %v", err)
 		}
 	}
-	c.id = connect(2)
-	if _, err := c.ask(0, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{largeHash}}); err != nil {
+	c.ID = connect(2)
+	if _, err := c.Ask(0, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{audit.LargeHash}}); err != nil {
 		t.Error(errors.Join(errors.New("an id of a gateway that started later is not accepted"), err))
 	}
 }
