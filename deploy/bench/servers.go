@@ -212,6 +212,12 @@ func (s setup) startRedis(b *bench, pids map[string]int) (string, error) {
 			if err == nil && !strings.Contains(info, "cluster_state:ok") {
 				err = errors.New("the cluster does not form")
 			}
+			if err != nil || n >= s.masters || s.replicas == 0 {
+				return err
+			}
+			if info, err = b.cli(portRedis+n, "info", "replication"); err == nil && !strings.Contains(info, "state=online") {
+				err = errors.New("no replica is there")
+			}
 			return err
 		}); err != nil {
 			return "", err
