@@ -1,13 +1,17 @@
 package swarmstore_test
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/storetest"
@@ -272,6 +276,53 @@ func TestGatewaysDisagreeAboutALayout(t *testing.T) {
 				return layoutSettled(t, knows, b)
 			})
 		})
+	}
+}
+
+// A gateway that has never seen a large swarm writes peers to its first partition, and then where they belong. Who stops through another
+// gateway before somebody has tidied up stands nowhere.
+func TestStopAfterAColdStart(t *testing.T) {
+	b := storetest.Embedded(t)
+	knows := newFleet(t, b, 1)
+	knows.announce(swarm.Started, 0, 500)
+	knows.settled("before", 500)
+	storetest.Eventually(t, 20*time.Second, func() error { return layoutSettled(t, knows, b) })
+	o, err := redis.ParseURL(b.Admin[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := redis.NewClient(o)
+	defer c.Close()
+	first := c.Keys(t.Context(), "*p").Val()
+	if len(first) != 1 {
+		t.Fatalf("the keys of first partitions are %q", first)
+	}
+	// As long as somebody has the mover's key nobody else tidies up.
+	mover := strings.TrimSuffix(first[0], "p") + "m"
+	storetest.Eventually(t, 20*time.Second, func() error {
+		if !c.SetNX(t.Context(), mover, "the test", 0).Val() {
+			return errors.New("somebody has the mover's key")
+		}
+		return nil
+	})
+
+	const from, to = 1000, 1040
+	newFleet(t, b, 1).announce(swarm.Started, from, to)
+	twice := 0
+	for _, sets := range b.Peers(t) {
+		if sets > 1 {
+			twice++
+		}
+	}
+	if twice == 0 {
+		t.Fatal("no peer stands where it does not belong")
+	}
+	knows.announce(swarm.Stopped, from, to)
+	found := b.Peers(t)
+	for n := from; n < to; n++ {
+		if sets := found[string(swarm.AppendCompact(nil, peerOf(n)))]; sets > 0 {
+			t.Errorf("peer %d stopped and stands in %d sets", n, sets)
+		}
 	}
 }
 

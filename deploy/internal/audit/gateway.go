@@ -137,10 +137,13 @@ func (g *Gateway) Get(path string) (string, error) {
 	return string(b), err
 }
 
-// Terminate is SIGTERM. The gateway must end with exit code 0, which Drained waits for.
-func (g *Gateway) Terminate() { _ = g.cmd.Process.Signal(syscall.SIGTERM) }
+// Signal it.
+func (g *Gateway) Signal(s os.Signal) error { return g.cmd.Process.Signal(s) }
 
-// Drained returns when the gateway has ended.
+// Terminate is SIGTERM.
+func (g *Gateway) Terminate() { _ = g.Signal(syscall.SIGTERM) }
+
+// Drained returns when the gateway has ended after SIGTERM, with exit code 0.
 func (g *Gateway) Drained() {
 	g.t.Helper()
 	select {

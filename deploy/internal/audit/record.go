@@ -9,16 +9,17 @@ import (
 	"swarmgate/swarmstore/swarm"
 )
 
-// audit compares what the clients were told with what the cluster holds.
-type audit struct{ announces, missing, wrong, lingering int }
+// Audit compares what the clients were told with what Redis holds.
+type Audit struct{ Announces, Missing, Wrong, Lingering int }
 
-func (a audit) lost() int { return a.missing + a.wrong + a.lingering }
+// Lost are the peers that do not stand in Redis as a client was told.
+func (a Audit) Lost() int { return a.Missing + a.Wrong + a.Lingering }
 
-// audit what the cluster holds; the clients must have ended.
-func (f *Fleet) audit(found map[Member][]Standing) (a audit) {
+// Audit what Redis holds; the clients must have ended.
+func (f *Fleet) Audit(found map[Member][]Standing) (a Audit) {
 	for _, t := range f.attempts {
 		if t.outcome == answered {
-			a.announces++
+			a.Announces++
 		}
 	}
 	same := func(s []Standing, class *swarm.Class) bool {
@@ -34,11 +35,11 @@ func (f *Fleet) audit(found map[Member][]Standing) (a audit) {
 		case same(at, p.answered) || slices.ContainsFunc(p.perhaps, func(c *swarm.Class) bool { return same(at, c) }):
 			continue
 		case len(at) == 0:
-			a.missing++
+			a.Missing++
 		case p.answered == nil:
-			a.lingering++
+			a.Lingering++
 		default:
-			a.wrong++
+			a.Wrong++
 		}
 		if shown++; shown <= 5 {
 			f.t.Logf("a peer of swarm %x is stored as %+v after %s", p.Hash[:4], at, f.story(p))
@@ -67,6 +68,9 @@ type Spell struct {
 	errors       time.Duration // from the first that was not to the end of the last
 	last         time.Time     // when that was
 }
+
+// Errors is the time from the first announce that was not answered to the end of the last.
+func (s Spell) Errors() time.Duration { return s.errors }
 
 func (s Spell) String() string {
 	return fmt.Sprintf("answered %d, refused %d, broken %d, p99 %v, longest %v, errors for %v",

@@ -83,10 +83,13 @@ func (r *Round) Whole(after time.Duration) { r.whole = time.Now().Add(after) }
 // GoesOn lets clients announce for longer than anything may be refused.
 func (r *Round) GoesOn() { time.Sleep(late + time.Second) }
 
-// Which swarms: those of the master that fails, those of the others, and the large one.
-func (r *Round) theirs(h swarm.InfoHash) bool { return r.homes[h] == r.Victim }
-func (r *Round) others(h swarm.InfoHash) bool { return r.homes[h] != "" && r.homes[h] != r.Victim }
-func large(h swarm.InfoHash) bool             { return h == LargeHash }
+// Theirs are the swarms of the master that fails.
+func (r *Round) Theirs(h swarm.InfoHash) bool { return r.homes[h] == r.Victim }
+
+// Others are those of other masters, but for the large one.
+func (r *Round) Others(h swarm.InfoHash) bool { return r.homes[h] != "" && r.homes[h] != r.Victim }
+
+func large(h swarm.InfoHash) bool { return h == LargeHash }
 
 // All swarms.
 func All(swarm.InfoHash) bool { return true }
@@ -104,21 +107,21 @@ func (r *Round) Judge(w Want, earlier ...*Fleet) {
 	if err != nil {
 		r.Fatal(err)
 	}
-	theirs, others, large, all := r.Spell(r.fault, r.theirs), r.Spell(r.fault, r.others), r.Spell(r.fault, large), r.Spell(r.fault, All)
-	a := r.audit(found)
+	theirs, others, large, all := r.Spell(r.fault, r.Theirs), r.Spell(r.fault, r.Others), r.Spell(r.fault, large), r.Spell(r.fault, All)
+	a := r.Audit(found)
 	_, name, _ := strings.Cut(r.Name(), "/")
-	r.Logf("| %s | %d | %d | %.1f s | %.1f s | %v |", strings.ReplaceAll(name, "_", " "), a.announces, a.lost(),
+	r.Logf("| %s | %d | %d | %.1f s | %.1f s | %v |", strings.ReplaceAll(name, "_", " "), a.Announces, a.Lost(),
 		all.errors.Seconds(), r.whole.Sub(r.fault).Seconds(), others.p99.Round(time.Millisecond))
 	r.Logf("its swarms: %v %q", theirs, theirs.Why)
 	r.Logf("others:     %v %q", others, others.Why)
 	r.Logf("spread one: %v %q", large, large.Why)
 
-	if !w.Loss && a.lost() > 0 {
-		r.Errorf("of %d announces that were answered %+v", a.announces, a)
+	if !w.Loss && a.Lost() > 0 {
+		r.Errorf("of %d announces that were answered %+v", a.Announces, a)
 	}
 	for _, f := range earlier {
-		if a := f.audit(found); !w.Loss && a.lost() > 0 {
-			r.Errorf("of %d announces that were answered earlier %+v", a.announces, a)
+		if a := f.Audit(found); !w.Loss && a.Lost() > 0 {
+			r.Errorf("of %d announces that were answered earlier %+v", a.Announces, a)
 		}
 	}
 	if !w.Broken && all.Broken > 0 {
