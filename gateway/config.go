@@ -19,6 +19,7 @@ import (
 	"swarmgate/gateway/internal/access"
 	"swarmgate/gateway/internal/networks"
 	"swarmgate/gateway/internal/tracker"
+	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/swarm"
 	"swarmgate/udpproxy"
 )
@@ -46,6 +47,7 @@ type Config struct {
 	Redis           []string
 	RedisAccess     redisAccess
 	WaitReplicas    int
+	ReadFrom        swarmstore.ReadFrom
 	RepeatWindow    time.Duration
 	ViewTTL         time.Duration
 	ViewMemory      int // MiB
@@ -121,6 +123,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.StringVar(&c.RedisAccess.Cert, "redis-cert", "", "`FILE` with the gateway's own certificate for Redis, where it asks for one")
 	fs.StringVar(&c.RedisAccess.Key, "redis-key", "", "`FILE` with its key")
 	fs.IntVar(&c.WaitReplicas, "wait-replicas", 0, "answer an announce when `N` replicas have it too")
+	fs.StringVar((*string)(&c.ReadFrom), "read-from", string(swarmstore.ReadMaster), "which nodes of a Redis Cluster swarms are read from: master, nearest (by the time that an answer takes) or replica")
 	fs.DurationVar(&c.Interval, "interval", 30*time.Minute, "between a client's announces, give or take a tenth")
 	fs.DurationVar(&c.IntervalMax, "interval-max", 0, "what the interval grows to in swarms of 1,000 to 1,000,000 peers, or when announces take 0.1 to 1 s; 0: it does not")
 	fs.DurationVar(&c.MinInterval, "min-interval", 15*time.Minute, "between a client's announces at least; never above --interval")
@@ -356,6 +359,12 @@ func (c *Config) check(minIntervalGiven bool) error {
 	}
 	if c.WaitReplicas > 0 && len(c.Redis) == 0 {
 		return errors.New("--wait-replicas: the store in this process has no replicas; --redis names one that has")
+	}
+	switch {
+	case !slices.Contains([]swarmstore.ReadFrom{swarmstore.ReadMaster, swarmstore.ReadNearest, swarmstore.ReadReplica}, c.ReadFrom):
+		return fmt.Errorf("--read-from: %q is none of master, nearest and replica", c.ReadFrom)
+	case c.ReadFrom != swarmstore.ReadMaster && len(c.Redis) == 0:
+		return errors.New("--read-from: the store in this process has no replicas; --redis names one that has")
 	}
 	switch c.CompletedEvents {
 	case completedOff, completedLog:

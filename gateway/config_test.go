@@ -109,6 +109,8 @@ func TestWrongValuesNameTheirFlag(t *testing.T) {
 		{args: []string{"--proxy-protocol"}, want: "--proxy-protocol"},
 		{args: []string{"--wait-replicas", "1"}, want: "--wait-replicas"},
 		{args: []string{"--wait-replicas=-1"}, want: "--wait-replicas"},
+		{args: []string{"--read-from", "replica"}, want: "--read-from"},
+		{args: []string{"--read-from", "slave", "--redis", "redis://h"}, want: "--read-from"},
 		{args: []string{"--connection-ttl", "200h"}, want: "--connection-ttl"},
 		{args: []string{"--secret", "short"}, want: "--secret"},
 		{args: []string{"--decoys", "0.3"}, want: "--decoys"},

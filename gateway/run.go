@@ -160,6 +160,7 @@ func (g *gateway) openStore(ctx context.Context) (err error) {
 		ViewMemory:   g.ViewMemory << 20,
 		RepeatWindow: g.RepeatWindow,
 		WaitReplicas: g.WaitReplicas,
+		ReadFrom:     g.ReadFrom,
 		Downloaded:   g.downloaded,
 		Hold:         g.Decoys > 0,
 		Renewals:     !g.Stats.Empty(),

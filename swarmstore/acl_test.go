@@ -29,13 +29,15 @@ const (
 // rareCommands are those that the gateway's user may run and the suite does not, with what
 // needs them.
 var rareCommands = map[string]string{
-	"asking":      "slots that move",
-	"exec":        "the end of MULTI, which the slow log leaves out",
-	"select":      "a database other than 0 in --redis",
-	"wait":        "--wait-replicas",
-	"zcount":      "a partition that outgrew its layout",
-	"zrandmember": "a partition that outgrew its layout",
-	"zrangestore": "a partition that was large for a while",
+	"asking":         "slots that move",
+	"cluster|shards": "--read-from",
+	"exec":           "the end of MULTI, which the slow log leaves out",
+	"readonly":       "--read-from",
+	"select":         "a database other than 0 in --redis",
+	"wait":           "--wait-replicas",
+	"zcount":         "a partition that outgrew its layout",
+	"zrandmember":    "a partition that outgrew its layout",
+	"zrangestore":    "a partition that was large for a while",
 }
 
 // secured makes a backend of running servers one that stores reach as the gateways' user.

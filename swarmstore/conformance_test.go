@@ -11,7 +11,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestConformance(t *testing.T) {
-	for name, start := range storetest.Backends() {
+	backends := storetest.Backends()
+	backends["replicas"] = replicated
+	for name, start := range backends {
 		t.Run(name, func(t *testing.T) { storetest.Run(t, start(t)) })
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -38,14 +39,20 @@ func (b *backend) master(ctx context.Context, hash swarm.InfoHash, partition int
 
 // redirected is the client of a node that a command was sent on to. The cluster client
 // may not know it yet, and would have to ask nodes that may be slow.
-func (s *Store) redirected(addr string) *redis.Client {
-	if client, ok := s.elsewhere.Load(addr); ok {
+func (s *Store) redirected(addr string) *redis.Client { return s.clientOf(&s.elsewhere, addr, nil) }
+
+// clientOf finds or makes the client of a node, with options of its own.
+func (s *Store) clientOf(clients *sync.Map, addr string, set func(*redis.Options)) *redis.Client {
+	if client, ok := clients.Load(addr); ok {
 		return client.(*redis.Client)
 	}
 	o := *s.redis
 	o.Addr = addr
+	if set != nil {
+		set(&o)
+	}
 	client := redis.NewClient(&o)
-	if other, loaded := s.elsewhere.LoadOrStore(addr, client); loaded {
+	if other, loaded := clients.LoadOrStore(addr, client); loaded {
 		_ = client.Close()
 		return other.(*redis.Client)
 	}
@@ -146,6 +153,9 @@ func (s *Store) connect(ctx context.Context) {
 			c := redis.NewClusterClient(s.clusterOptions())
 			b = &backend{client: c, cluster: c}
 			s.inspectAll(b)
+		}
+		if s.readsApart() {
+			s.chooseReaders(b)
 		}
 		s.backend.Store(b)
 		s.opt.Log.Info("the store is there", "cluster", b.cluster != nil)

@@ -29,6 +29,9 @@ type exchange struct {
 
 	expiries []expiry // that the pipeline sets
 
+	apart   *reader       // that is read from in place of the master, if one is
+	reading []redis.Cmder // the reads then
+
 	written int       // announces that were planned, ever: one in RenewalSample is sampled
 	renewed []renewal // those of this pipeline that are
 
@@ -80,13 +83,14 @@ func newExchange(s *Store) *exchange {
 func (x *exchange) run(n *node, groups []*group) bool {
 	start := time.Now()
 	forgotten := x.store.repeats.forgotten()
+	x.apart = x.store.reader(n.addr)
 	ops := x.plan(groups)
-	if len(x.cmds) == 0 {
+	if len(x.cmds)+len(x.reading) == 0 {
 		x.settle(groups)
 		return true
 	}
 	client := n.client.Load()
-	err := x.send(client)
+	err := x.sendAndRead(client)
 	if err == nil && x.absorbed > 0 && x.store.repeats.forgotten() != forgotten {
 		// The node is another one than those repeats were stored on.
 		x.planAbsorbed(groups)
@@ -114,9 +118,27 @@ func (x *exchange) send(client *redis.Client) error {
 	return err
 }
 
+// sendAndRead sends what was planned, and reads from the reader meanwhile, if there is one. What that fails to read the master is
+// asked for.
+func (x *exchange) sendAndRead(master *redis.Client) error {
+	if len(x.reading) == 0 {
+		return x.send(master)
+	}
+	read := make(chan bool, 1)
+	go func() { read <- x.store.readApart(x.apart, x.reading) }()
+	var err error
+	if len(x.cmds) > 0 {
+		err = x.send(master)
+	}
+	if !<-read && err == nil {
+		_, err = x.store.send(master, x.reading, false)
+	}
+	return err
+}
+
 // plan fills cmds with what the groups need of Redis.
 func (x *exchange) plan(groups []*group) (ops int) {
-	x.cmds, x.reads, x.expiries, x.renewed, x.used, x.headed = x.cmds[:0], x.reads[:0], x.expiries[:0], x.renewed[:0], 0, 0
+	x.cmds, x.reading, x.reads, x.expiries, x.renewed, x.used, x.headed = x.cmds[:0], x.reading[:0], x.reads[:0], x.expiries[:0], x.renewed[:0], 0, 0
 	clear(x.known)
 	clear(x.alive)
 	x.writes, x.short = false, false
@@ -207,6 +229,9 @@ func (x *exchange) planExpiry() {
 		if set {
 			x.expiries = append(x.expiries, expiry{e, x.store.expire(e)})
 			x.cmds = append(x.cmds, x.expiries[len(x.expiries)-1].cmd)
+			if x.apart != nil {
+				x.cmds = append(x.cmds, x.store.keepDownloads(e.hash)) // which reading does else
+			}
 		}
 	}
 }
@@ -262,6 +287,8 @@ func (x *exchange) planWrite(o *op, now time.Time) bool {
 		x.cmds = append(x.cmds, cmds[:]...)
 		x.wrote(expiring{hash: a.InfoHash, kind: kindCompleted}, true, now)
 		x.planMark(o)
+	} else if x.apart != nil {
+		x.planMark(o) // a replica may not know yet that the swarm is large
 	}
 	return true
 }
@@ -296,8 +323,13 @@ func (s *Store) countDownload(hash swarm.InfoHash) [2]redis.Cmder {
 	downloads := key(hash, kindDownloads)
 	return [2]redis.Cmder{
 		redis.NewIntCmd(s.ctx, "incr", downloads),
-		redis.NewIntCmd(s.ctx, "expire", downloads, keySeconds(s.opt.DownloadsTTL)),
+		s.keepDownloads(hash),
 	}
+}
+
+// keepDownloads is the command that makes them last.
+func (s *Store) keepDownloads(hash swarm.InfoHash) *redis.IntCmd {
+	return redis.NewIntCmd(s.ctx, "expire", key(hash, kindDownloads), keySeconds(s.opt.DownloadsTTL))
 }
 
 // zadd is a ZADD of one peer whose command and arguments are used again in later pipelines, so
@@ -394,15 +426,22 @@ func (x *exchange) planRead(r *read) {
 	h := x.heads[x.headed]
 	x.headed++
 	appendKey(h.key[:0], r.hash, kindPeers, 0)
+	cmds := &x.cmds
+	if x.apart != nil {
+		cmds = &x.reading
+	}
 	r.head = h.cmd
-	x.cmds = append(x.cmds, r.head)
+	*cmds = append(*cmds, r.head)
 	if r.complete {
 		r.downloads = x.store.downloads(r.hash)
-		x.cmds = append(x.cmds, r.downloads)
+		if x.apart != nil {
+			r.downloads = redis.NewStringCmd(ctx, "get", key(r.hash, kindDownloads))
+		}
+		*cmds = append(*cmds, r.downloads)
 	}
 	if x.store.opt.Hold {
 		r.held = x.store.getHeld(r.hash)
-		x.cmds = append(x.cmds, r.held)
+		*cmds = append(*cmds, r.held)
 	}
 }
 
@@ -483,8 +522,8 @@ func (x *exchange) learn(o *op, now time.Time) {
 	if o.downloaded() {
 		o.view.Downloaded() // counted after the view was read
 	}
-	if o.write == nil || o.read != noRead && !o.late {
-		return
+	if o.write == nil || o.read != noRead && !o.late && x.apart == nil {
+		return // the view was read after it
 	}
 	changed := o.write.Val() > 0
 	if a.Event == swarm.Stopped {

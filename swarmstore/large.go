@@ -359,7 +359,7 @@ func (s *Store) readSome(p *peers, hash swarm.InfoHash, now time.Time, l *large,
 		some[i].partition = (h.first + l.next + i) % h.partitions()
 	}
 	l.view.Note()
-	s.sendAll(s.planBuckets(nil, hash, some, now), false)
+	s.readAll(s.planBuckets(nil, hash, some, now))
 	s.readBuckets(p, hash, h.layout, some)
 	return straying(nil, some), l.replace(some, downloads)
 }
@@ -421,15 +421,16 @@ func (s *Store) pass(p *peers, hash swarm.InfoHash, now time.Time, l *large, dow
 				buckets[i].partition = (h.first + from + i) % belong
 			}
 		}
-		cmds := s.planBuckets(nil, hash, buckets, now)
+		s.readAll(s.planBuckets(nil, hash, buckets, now))
 		if trim {
+			var cmds []routed
 			for i := range buckets {
 				for _, cmd := range s.trim(peersKey(hash, buckets[i].partition), now) {
 					cmds = append(cmds, routed{hash, buckets[i].partition, cmd})
 				}
 			}
+			s.sendAll(cmds, false)
 		}
-		s.sendAll(cmds, false)
 		more := s.readBuckets(p, hash, h.layout, buckets)
 		if h.settled() {
 			straysAt = straying(straysAt, buckets)
@@ -541,7 +542,7 @@ func (s *Store) readBuckets(p *peers, hash swarm.InfoHash, l layout, buckets []b
 	if len(more) == 0 {
 		return strays
 	}
-	s.sendAll(more, false)
+	s.readAll(more)
 	for i := range buckets {
 		b := &buckets[i]
 		if b.err != nil || b.sample == nil {

@@ -133,18 +133,26 @@ type routed struct {
 	cmd       redis.Cmder
 }
 
-// sendAll runs commands wherever their keys are, all nodes at once. What commands fail
-// with stands in them; short says that writes are on too few replicas.
-func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
-	type part struct {
-		node *node
-		cmds []redis.Cmder
+// part is what of some commands goes to one node.
+type part struct {
+	node   *node
+	routed []routed
+}
+
+func (p *part) cmds() []redis.Cmder {
+	cmds := make([]redis.Cmder, len(p.routed))
+	for i, r := range p.routed {
+		cmds[i] = r.cmd
 	}
-	var parts []*part
+	return cmds
+}
+
+// byNode sorts commands by the masters of their slots; none are those of slots without one.
+func (s *Store) byNode(cmds []routed) (parts []*part, none []routed) {
 	for _, r := range cmds {
 		n := s.nodeOf(r.hash, r.partition)
-		if n == nil || n.isSpared() {
-			r.cmd.SetErr(swarm.ErrUnavailable)
+		if n == nil {
+			none = append(none, r)
 			continue
 		}
 		var p *part
@@ -157,19 +165,33 @@ func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
 			p = &part{node: n}
 			parts = append(parts, p)
 		}
-		p.cmds = append(p.cmds, r.cmd)
+		p.routed = append(p.routed, r)
+	}
+	return parts, none
+}
+
+// sendAll runs commands wherever their keys are, all nodes at once. What commands fail
+// with stands in them; short says that writes are on too few replicas.
+func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
+	parts, none := s.byNode(cmds)
+	for _, r := range none {
+		r.cmd.SetErr(swarm.ErrUnavailable)
 	}
 	few := make([]bool, len(parts))
 	var wg sync.WaitGroup
 	for i, p := range parts {
 		run := func() {
 			var err error
-			if few[i], err = s.send(p.node.client.Load(), p.cmds, writes); err != nil {
-				for _, cmd := range p.cmds {
-					cmd.SetErr(err)
-				}
+			if p.node.isSpared() {
+				err = swarm.ErrUnavailable
+			} else if few[i], err = s.send(p.node.client.Load(), p.cmds(), writes); err != nil {
 				s.failed(p.node.addr, err)
 				p.node.spare()
+			}
+			if err != nil {
+				for _, r := range p.routed {
+					r.cmd.SetErr(err)
+				}
 			}
 		}
 		if i == len(parts)-1 {

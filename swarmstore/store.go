@@ -41,6 +41,7 @@ type Options struct {
 	ViewMemory   int           // bytes that views may take
 	RepeatWindow time.Duration // a repeat within it is not written again; 0: all are written
 	WaitReplicas int           // replicas that must have a write before it counts
+	ReadFrom     ReadFrom      // what of a cluster views are read from; empty is ReadMaster
 	Hold         bool          // keep counts that follow the live ones slowly, as swarm.Counts.Held
 	Renewals     bool          // sample when peers announced before, for Metrics.Renewed
 
@@ -87,8 +88,10 @@ type Store struct {
 	larges     larges
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	troubles   troubles
-	nodes      sync.Map // address -> *node
-	elsewhere  sync.Map // address -> *redis.Client, of nodes that slots moved to
+	nodes      sync.Map                // address -> *node
+	elsewhere  sync.Map                // address -> *redis.Client, of nodes that slots moved to
+	replicas   sync.Map                // likewise, of nodes that are read from
+	readers    atomic.Pointer[readers] // nil when all views are read from masters
 
 	mu     sync.Mutex // guards closed, and that no lane starts after it
 	closed bool
@@ -145,10 +148,12 @@ func (s *Store) Close() {
 	if b := s.backend.Load(); b != nil {
 		_ = b.client.Close()
 	}
-	s.elsewhere.Range(func(_, client any) bool {
-		_ = client.(*redis.Client).Close()
-		return true
-	})
+	for _, clients := range []*sync.Map{&s.elsewhere, &s.replicas} {
+		clients.Range(func(_, client any) bool {
+			_ = client.(*redis.Client).Close()
+			return true
+		})
+	}
 	s.views.close()
 }
 

@@ -266,13 +266,19 @@ func (s *Store) watch() {
 	tick := time.NewTicker(reconnecting)
 	defer tick.Stop()
 	inspected := time.Now() // when it was reached
+	chosen := inspected     // when it was looked which nodes are near
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if b := s.backend.Load(); b == nil {
+		b := s.backend.Load()
+		if b != nil && s.readsApart() && time.Since(chosen) >= choosing {
+			s.chooseReaders(b)
+			chosen = time.Now()
+		}
+		if b == nil {
 			s.connect(s.ctx)
 			inspected = time.Now()
 		} else if time.Since(inspected) >= inspecting {

@@ -5,7 +5,6 @@
 package anycast
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -21,26 +20,8 @@ import (
 	"swarmgate/swarmstore/storetest"
 )
 
-// inside is the environment variable of a test that is alone in its network.
-const inside = "SWARMGATE_ANYCAST_TEST"
-
 // TestMain runs the tests in a network namespace of their own, which is the clients' host.
-func TestMain(m *testing.M) {
-	if os.Getenv(inside) != "" || os.Getuid() != 0 {
-		os.Exit(audit.Main(m))
-	}
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=yes")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	var exit *exec.ExitError
-	if err := cmd.Run(); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+func TestMain(m *testing.M) { os.Exit(audit.MainAlone(m)) }
 
 // Addresses of the service, as in bird.conf.
 var (
@@ -64,12 +45,7 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	if os.Getenv(inside) == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("it needs root, for network namespaces")
-		}
-		t.Skip("it needs root, for network namespaces")
-	}
+	audit.NeedAlone(t)
 	n := &network{t, fmt.Sprintf("sganycast%d", os.Getpid()), map[int]storetest.Host{}}
 	n.ip("netns add " + n.router)
 	t.Cleanup(func() { n.ip("netns del " + n.router) }) // and with it all links

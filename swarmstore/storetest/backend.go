@@ -17,6 +17,8 @@ type Backend struct {
 	URLs []string
 	// Set what a store needs to reach it besides, if anything.
 	Set func(*swarmstore.Options)
+	// ReadsApart tells that stores read from replicas, where a look keeps nothing.
+	ReadsApart bool
 	// Admin are the URLs by which the tests look at it and change it, as Redis's default user.
 	Admin []string
 	// Advance the clock by which keys expire.
