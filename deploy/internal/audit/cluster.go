@@ -168,14 +168,22 @@ type Standing struct {
 
 // Peers reads the sorted sets of all masters (swarmstore/DESIGN.md says what they hold).
 func (c *Cluster) Peers(from string) (map[Member][]Standing, error) {
-	ctx := context.Background()
 	masters, err := c.Masters(from)
 	if err != nil {
 		return nil, err
 	}
-	found := map[Member][]Standing{}
+	var clients []*redis.Client
 	for _, node := range masters {
-		client := c.clients[node]
+		clients = append(clients, c.clients[node])
+	}
+	return Peers(clients...)
+}
+
+// Peers reads the sorted sets of nodes that are masters.
+func Peers(masters ...*redis.Client) (map[Member][]Standing, error) {
+	ctx := context.Background()
+	found := map[Member][]Standing{}
+	for _, client := range masters {
 		keys := client.Scan(ctx, 0, "*", 1000).Iterator()
 		for keys.Next(ctx) {
 			key := keys.Val()
@@ -193,7 +201,7 @@ func (c *Cluster) Peers(from string) (map[Member][]Standing, error) {
 				}
 				m := Member{swarm.InfoHash([]byte(key[5:25])), compact}
 				class := swarm.Class((int64(z.Score)+1<<31)>>30 - 1)
-				found[m] = append(found[m], Standing{class, node})
+				found[m] = append(found[m], Standing{class, client.Options().Addr})
 			}
 		}
 		if err := keys.Err(); err != nil {

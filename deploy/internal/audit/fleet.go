@@ -24,7 +24,6 @@ import (
 const (
 	smallSwarms  = 90 // one client each, so that those of one master do not hold up others
 	largeClients = 20 // of one swarm that is spread over the cluster
-	pace         = 120 * time.Millisecond
 
 	// Patience is how long a client waits for an answer.
 	Patience = 5 * time.Second
@@ -36,6 +35,7 @@ type Endpoint struct{ HTTP, UDP string }
 // Fleet is clients that announce, and remember every answer.
 type Fleet struct {
 	Endpoints []Endpoint
+	Pace      time.Duration // from an answer to a client's next announce, on average
 
 	t       testing.TB
 	http    *http.Client
@@ -90,7 +90,7 @@ var LargeHash = hashOf(0, 0)
 // NewFleet is one that ends with the test, if not before.
 func NewFleet(t testing.TB, endpoints []Endpoint) *Fleet {
 	f := &Fleet{
-		t: t, Endpoints: endpoints, stop: make(chan struct{}),
+		t: t, Endpoints: endpoints, Pace: 120 * time.Millisecond, stop: make(chan struct{}),
 		http: &http.Client{Timeout: Patience, Transport: &http.Transport{MaxIdleConnsPerHost: smallSwarms + largeClients}},
 	}
 	t.Cleanup(f.End)
@@ -188,7 +188,7 @@ func (f *Fleet) Settle(spread func() error) {
 			defer client.Close()
 			for k := range 45 {
 				client.announce(f.newPeer(LargeHash, uint16(1+n+largeClients*k)), swarm.Started)
-				time.Sleep(pace) // slowly: a layout that is made for many is given up again
+				time.Sleep(f.Pace) // slowly: a layout that is made for many is given up again
 			}
 		})
 	}
@@ -233,7 +233,7 @@ func (c *Client) wait() bool {
 	select {
 	case <-c.stop:
 		return false
-	case <-time.After(pace/2 + rand.N(pace)):
+	case <-time.After(c.Pace/2 + rand.N(c.Pace)):
 		return true
 	}
 }

@@ -4,21 +4,23 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"swarmgate/swarmstore/swarm"
 )
 
-// audit compares what the clients were told with what the cluster holds.
-type audit struct{ announces, missing, wrong, lingering int }
+// Audit compares what the clients were told with what Redis holds.
+type Audit struct{ Announces, Missing, Wrong, Lingering int }
 
-func (a audit) lost() int { return a.missing + a.wrong + a.lingering }
+// Lost are the peers that do not stand in Redis as a client was told.
+func (a Audit) Lost() int { return a.Missing + a.Wrong + a.Lingering }
 
-// audit what the cluster holds; the clients must have ended.
-func (f *Fleet) audit(found map[Member][]Standing) (a audit) {
-	for _, t := range f.attempts {
-		if t.outcome == answered {
-			a.announces++
+// Audit what Redis holds; the clients must have ended. It logs the first that are not as they should be.
+func (f *Fleet) Audit(t testing.TB, found map[Member][]Standing) (a Audit) {
+	for _, attempt := range f.attempts {
+		if attempt.outcome == answered {
+			a.Announces++
 		}
 	}
 	same := func(s []Standing, class *swarm.Class) bool {
@@ -34,14 +36,14 @@ func (f *Fleet) audit(found map[Member][]Standing) (a audit) {
 		case same(at, p.answered) || slices.ContainsFunc(p.perhaps, func(c *swarm.Class) bool { return same(at, c) }):
 			continue
 		case len(at) == 0:
-			a.missing++
+			a.Missing++
 		case p.answered == nil:
-			a.lingering++
+			a.Lingering++
 		default:
-			a.wrong++
+			a.Wrong++
 		}
 		if shown++; shown <= 5 {
-			f.t.Logf("a peer of swarm %x is stored as %+v after %s", p.Hash[:4], at, f.story(p))
+			t.Logf("a peer of swarm %x is stored as %+v after %s", p.Hash[:4], at, f.story(p))
 		}
 	}
 	return a
