@@ -133,7 +133,7 @@ func needCompose(t *testing.T, compose []string) {
 // Both compose programs take the files without a word.
 func TestComposeFiles(t *testing.T) {
 	files, err := filepath.Glob("compose/*.yml")
-	if err != nil || len(files) < 3 {
+	if err != nil || len(files) < 4 {
 		t.Fatalf("there are %q, %v", files, err)
 	}
 	for _, file := range append(files, "../docker-compose.yml") {
@@ -174,7 +174,7 @@ func TestCompose(t *testing.T) {
 			"GATEWAY_IMAGE=" + image,
 			fmt.Sprintf("SWARMGATE_HTTP=:%d", p.port),
 			fmt.Sprintf("SWARMGATE_UDP=:%d", p.port),
-			fmt.Sprintf("SWARMGATE_ADMIN=127.0.0.1:%d-%d", 6970+10*n, 6979+10*n),
+			fmt.Sprintf("SWARMGATE_ADMIN=127.0.0.1:%d-%d", 6970+10*n, 6979+10*n), // where Prometheus looks
 			"SWARMGATE_INTERVAL=20m",
 		}
 		return p
@@ -194,13 +194,15 @@ func TestCompose(t *testing.T) {
 		p := newProject(t, 0, composeV2, "docker-compose.yml")
 		p.env = append(p.env, "REDIS_IMAGE=valkey/valkey:8.1-alpine", "REDIS_NET=10.69.100", "NODE_MEMORY_MB=128", "SWARMGATE_WAIT_REPLICAS=1")
 		t.Cleanup(p.goneAfterDown)
+		prometheus := p.startPrometheus()
 		p.part("up", p.comesUp)
-		p.gatewaysComeAndGo()
+		left := p.gatewaysComeAndGo(prometheus.sees)
 		p.part("a master is killed", func() {
 			p.masterFails(func(service string) {
 				p.must("docker", "kill", p.containers(service)[0])
 			}, func() { p.up(2) }) // as the engine leaves alone what somebody killed by its name
 		})
+		p.part("Prometheus", func() { prometheus.saw(p, left) })
 		p.part("desktop", p.isForDesktops)
 	})
 	t.Run("cluster with docker-compose 1.29", func(t *testing.T) {
@@ -210,7 +212,7 @@ func TestCompose(t *testing.T) {
 		p.env = append(p.env, "REDIS_NET=10.69.101", "NODE_MEMORY_MB=128", "SWARMGATE_WAIT_REPLICAS=1")
 		t.Cleanup(p.goneAfterDown)
 		p.part("up", p.comesUp)
-		p.gatewaysComeAndGo()
+		p.gatewaysComeAndGo(func([]int) {})
 		p.part("a master ends", func() { p.masterFails(p.kill, func() {}) })
 		p.part("a gateway ends", func() {
 			p.kill("gateway")
@@ -283,12 +285,15 @@ func (p *project) end(r *audit.Round, want audit.Want) {
 
 var redisNodes = []string{"redis-1", "redis-2", "redis-3", "redis-4", "redis-5", "redis-6"}
 
-// gatewaysComeAndGo scales up to four gateways and down to two again, which nobody notices.
-func (p *project) gatewaysComeAndGo() {
+// gatewaysComeAndGo scales up to four gateways and, when their admin ports were seen, down to two again, which nobody
+// notices. It returns the ports of those that left.
+func (p *project) gatewaysComeAndGo(seen func(ports []int)) (left []int) {
 	p.part("four gateways, and two again", func() {
 		r := p.begin()
 		p.up(4)
-		for _, port := range p.readyAdmins() {
+		four := p.readyAdmins()
+		seen(four)
+		for _, port := range four {
 			for _, transport := range []string{"http", "udp"} {
 				storetest.Eventually(p, time.Minute, func() error {
 					if p.counted(port, "swarmgate_announces_total", transport) == 0 {
@@ -302,7 +307,10 @@ func (p *project) gatewaysComeAndGo() {
 		p.up(2)
 		r.GoesOn()
 		p.end(r, audit.Want{Busy: true})
+		two := p.readyAdmins()
+		left = slices.DeleteFunc(four, func(port int) bool { return slices.Contains(two, port) })
 	})
+	return left
 }
 
 // masterFails makes a master fail and come back, of which other masters' swarms notice nothing.
