@@ -19,13 +19,15 @@ func TestSystemdUnits(t *testing.T) {
 	analyze := storetest.Need(t, "systemd-analyze", "systemd")
 	dir := t.TempDir()
 	var units []string
-	for _, name := range []string{"swarmgate.service", "swarmgate.socket"} {
-		unit, err := os.ReadFile(filepath.Join("systemd", name))
+	for _, shipped := range []string{"systemd/swarmgate.service", "systemd/swarmgate.socket", "anycast/swarmgate-anycast.service"} {
+		unit, err := os.ReadFile(shipped)
 		if err != nil {
 			t.Fatal(err)
 		}
-		unit = bytes.ReplaceAll(unit, []byte("/usr/local/bin/swarmgate"), []byte("/bin/true")) // a program that is there
-		path := filepath.Join(dir, name)
+		for _, program := range []string{"/usr/local/bin/swarmgate", "/usr/local/lib/swarmgate/healthcheck.sh", "/usr/sbin/birdc"} {
+			unit = bytes.ReplaceAll(unit, []byte(program), []byte("/bin/true")) // a program that is there
+		}
+		path := filepath.Join(dir, filepath.Base(shipped))
 		if err := os.WriteFile(path, unit, 0o600); err != nil {
 			t.Fatal(err)
 		}

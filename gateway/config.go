@@ -63,6 +63,7 @@ type Config struct {
 	Decoys        float64 // of all peers
 	DecoyPrefixes networks.Set
 	HTTPClients   int
+	DrainDelay    time.Duration
 	DrainTimeout  time.Duration
 
 	Stats         networks.Set // of who may read them; empty: they are off
@@ -136,6 +137,7 @@ func parseConfig(args []string, lookupEnv func(string) (string, bool), stdout, s
 	fs.Float64Var(&c.Decoys, "decoys", 0, "`SHARE` of all peers that are made up, 0.25 at most, so that an address in an answer proves nothing; the same on all gateways")
 	fs.Var(&c.DecoyPrefixes, "decoy-prefixes", "`NETWORKS` that made-up peers have their addresses of, with commas between (default: all public ones)")
 	fs.IntVar(&c.HTTPClients, "http-clients", 16384, "`N` HTTP connections at a time at most, on each address")
+	fs.DurationVar(&c.DrainDelay, "drain-delay", 0, "how long to go on at the end, not ready, until clients are sent elsewhere")
 	fs.DurationVar(&c.DrainTimeout, "drain-timeout", 10*time.Second, "how long requests in flight may take at the end")
 	if err := c.Stats.Set("127.0.0.0/8,::1/128"); err != nil {
 		return "", nil, err
@@ -312,6 +314,7 @@ func (c *Config) check(minIntervalGiven bool) error {
 		{"peer-ttl", c.PeerTTL, false},
 		{"downloads-ttl", c.DownloadsTTL, false},
 		{"connection-ttl", c.ConnectionTTL, false},
+		{"drain-delay", c.DrainDelay, true},
 		{"drain-timeout", c.DrainTimeout, false},
 		{"repeat-window", c.RepeatWindow, true},
 		{"stats-interval", c.StatsInterval, true},

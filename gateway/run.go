@@ -510,10 +510,16 @@ func repeat(ctx context.Context, interval time.Duration, f func()) {
 	}
 }
 
-// drain ends the front ends when they have answered what is in flight.
+// drain ends the front ends when nobody is sent here any more and they have answered what is in flight.
 func (g *gateway) drain() error {
 	g.draining.Store(true)
 	g.notify(daemon.SdNotifyStopping)
+	if g.DrainDelay > 0 {
+		for _, h := range g.http {
+			h.Leave()
+		}
+		time.Sleep(g.DrainDelay)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), g.DrainTimeout)
 	defer cancel()
 	var group errgroup.Group

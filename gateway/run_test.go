@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -569,6 +570,64 @@ func TestADrainingGatewayIsNotReady(t *testing.T) {
 	if b, err := io.ReadAll(c); err != nil || !bytes.Contains(b, []byte("d8:complete")) {
 		t.Errorf("the request that was half sent gets %q, %v", b, err)
 	}
+	g.end()
+}
+
+// A gateway that goes on for a while answers who comes, is not ready, and keeps no connection.
+func TestDrainDelay(t *testing.T) {
+	g := gatewayWith(t, "--drain-delay", "4s")
+	const request = "GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+	paths := []string{ // the event loop's and Fiber's
+		"/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&port=1&left=1",
+		"/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa",
+	}
+	ask := func(c net.Conn, path string) *http.Response {
+		t.Helper()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := fmt.Fprintf(c, request, path); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := io.ReadAll(response.Body); err != nil || response.StatusCode != 200 {
+			t.Fatalf("%s: %s %q, %v", path, response.Status, body, err)
+		}
+		return response
+	}
+	connect := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", g.HTTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	var kept []net.Conn
+	for _, path := range paths {
+		c := connect()
+		if ask(c, path).Close {
+			t.Fatalf("%s: the connection ends before the gateway does", path)
+		}
+		kept = append(kept, c)
+	}
+	g.cancel()
+	storetest.Eventually(t, 5*time.Second, func() error {
+		if status, _ := g.get("http://" + g.Admin + "/readyz"); status != 503 {
+			return fmt.Errorf("/readyz says %d", status)
+		}
+		return nil
+	})
+	for n, path := range paths {
+		for _, c := range []net.Conn{kept[n], connect()} {
+			if !ask(c, path).Close {
+				t.Errorf("%s: the connection is kept", path)
+			}
+		}
+	}
+	g.dialUDP() // fails without an answer
 	g.end()
 }
 

@@ -77,6 +77,7 @@ func (s *Store) parseURLs() error {
 	o.PoolSize = 32 // for the lane, and readings of large swarms
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	o.Dialer = dial
 	if o.TLSConfig != nil {
 		o.Dialer = s.dialTLS
 	}
@@ -95,6 +96,16 @@ func (s *Store) parseURLs() error {
 	return nil
 }
 
+// dial connects to a node. A connection that is given up takes along what the node has not received yet: sent again when the
+// network is back, it would undo what other gateways have written since.
+func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	if tcp, is := conn.(*net.TCPConn); is {
+		err = tcp.SetLinger(0)
+	}
+	return conn, err
+}
+
 // dialTLS connects to a node. What it needs is asked for anew each time, so that certificates can be
 // replaced.
 func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -106,7 +117,7 @@ func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, er
 	}
 	// Each node has to have a certificate for the name or address by which it is reached.
 	config.ServerName, _, _ = net.SplitHostPort(addr)
-	plain, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
+	plain, err := dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

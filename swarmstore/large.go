@@ -63,10 +63,11 @@ const (
 	heldPeers = 1 << 15
 
 	// A view is read anew in as many of its partitions as pay for it: one for so many
-	// announces answered, and a few at least. If they changed by more than those of a swarm do that
-	// neither grows nor shrinks, all are read.
+	// announces answered, and two at least: a fleet has many views of one swarm, most of which answer
+	// few announces each. If they changed by more than those of a swarm do that neither grows nor shrinks, by a peer each
+	// where they are few, all are read.
 	rereadAfter = 16
-	minReread   = 8
+	minReread   = 2
 	steady      = 0.015
 	steadyPeers = 8
 
@@ -376,7 +377,7 @@ func (l *large) replace(some []bucket, downloads int) bool {
 			after += total(parts[i].Counts())
 		}
 	}
-	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), steadyPeers) {
+	if change := after - before; float64(max(change, -change)) > max(steady*float64(before), float64(min(len(some), steadyPeers))) {
 		return false
 	}
 	l.view.Replace(l.next, parts, downloads)
@@ -605,20 +606,29 @@ func (o *op) errand() bool {
 	return o.announce.Event == swarm.Completed || o.announce.Event == swarm.Stopped
 }
 
-// elsewhere are the partitions that the peer has to be removed from.
+// elsewhere are the partitions that a peer which stopped has to be removed from, besides its own: where it may stand yet while peers are
+// moved, and the first one, where a gateway that did not know the swarm may have written it before it wrote it where it belongs.
 func (o *op) elsewhere() (partitions []int) {
-	if l := o.layout; o.announce.Event == swarm.Stopped && !l.settled() {
-		compact := swarm.AppendCompact(nil, o.announce.Peer)
-		for k := min(l.from, l.to); k <= max(l.from, l.to); k++ { // the mover may have aimed lower at first
-			if at := (layout{k, k}).place(compact); at != o.partition && !slices.Contains(partitions, at) {
-				partitions = append(partitions, at)
-			}
-		}
-	} else if o.stray && o.announce.Event == swarm.Stopped && o.partition != 0 {
-		partitions = append(partitions, 0)
+	if o.announce.Event != swarm.Stopped {
+		return nil
 	}
+	add := func(at int) {
+		if at != o.partition && !slices.Contains(partitions, at) {
+			partitions = append(partitions, at)
+		}
+	}
+	l := o.layout
+	compact := swarm.AppendCompact(nil, o.announce.Peer)
+	for k := min(l.from, l.to); k <= max(l.from, l.to); k++ { // the mover may have aimed lower at first
+		add((layout{k, k}).place(compact))
+	}
+	add(0)
 	return partitions
 }
+
+// must tells whether the peer has not stopped before it is removed from a partition elsewhere: from the first one of a settled
+// swarm it is in case that it stands there, which the node's being away is no reason to refuse it for.
+func (o *op) must(partition int) bool { return partition != 0 || o.stray || !o.layout.settled() }
 
 // runErrands does that and gives the group back. A download that cannot be counted is left; a peer that
 // cannot be removed has not stopped.
@@ -631,7 +641,7 @@ func (s *Store) runErrands(g *group) {
 	}
 	refuse := func(err error) {
 		for i := range g.ops {
-			if o := &g.ops[i]; len(o.elsewhere()) > 0 {
+			if o := &g.ops[i]; slices.ContainsFunc(o.elsewhere(), o.must) {
 				o.err = err
 			}
 		}
@@ -696,7 +706,7 @@ func (s *Store) removeElsewhere(ops []op) {
 		if err == nil && short {
 			err = errReplicas
 		}
-		if err != nil && of[i].err == nil {
+		if err != nil && of[i].err == nil && of[i].must(r.partition) {
 			of[i].err = s.explain(err)
 		}
 	}

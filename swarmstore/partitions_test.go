@@ -1,13 +1,17 @@
 package swarmstore_test
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/storetest"
@@ -151,28 +155,32 @@ func TestPicksOfALargeSwarmAreUniform(t *testing.T) {
 		}
 		return nil
 	})
-	got := map[string]float64{}
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for n := range answers {
-		a := &swarm.Announce{InfoHash: storetest.Hash(1), Peer: storetest.Peer4(n % peers), Left: 5}
-		announceNow(t, g, []*swarm.Announce{a})
-		picked := a.View.Pick(nil, swarm.Size4, a.Peer, swarm.Leecher, want, rnd.Uint64())
-		if len(picked) != want*swarm.Size4 {
-			t.Fatalf("%d bytes of peers", len(picked))
+	// While peers are being moved, a view holds a sample of partitions that are too full.
+	storetest.Eventually(t, 20*time.Second, func() error {
+		got := map[string]float64{}
+		for n := range answers {
+			a := &swarm.Announce{InfoHash: storetest.Hash(1), Peer: storetest.Peer4(n % peers), Left: 5}
+			announceNow(t, g, []*swarm.Announce{a})
+			picked := a.View.Pick(nil, swarm.Size4, a.Peer, swarm.Leecher, want, rnd.Uint64())
+			if len(picked) != want*swarm.Size4 {
+				t.Fatalf("%d bytes of peers", len(picked))
+			}
+			for ; len(picked) > 0; picked = picked[swarm.Size4:] {
+				got[string(picked[:swarm.Size4])]++
+			}
 		}
-		for ; len(picked) > 0; picked = picked[swarm.Size4:] {
-			got[string(picked[:swarm.Size4])]++
+		chi, expected := 0.0, float64(answers*want)/peers
+		for _, n := range got {
+			chi += (n - expected) * (n - expected) / expected
 		}
-	}
-	chi, expected := 0.0, float64(answers*want)/peers
-	for _, n := range got {
-		chi += (n - expected) * (n - expected) / expected
-	}
-	chi += float64(peers-len(got)) * expected
-	// Four standard deviations above the mean of chi-square with so many degrees of freedom.
-	if limit := peers + 4*math.Sqrt(2*peers); chi > limit {
-		t.Errorf("chi-square is %.0f, above %.0f", chi, limit)
-	}
+		chi += float64(peers-len(got)) * expected
+		// Four standard deviations above the mean of chi-square with so many degrees of freedom.
+		if limit := peers + 4*math.Sqrt(2*peers); chi > limit {
+			return fmt.Errorf("chi-square is %.0f, above %.0f", chi, limit)
+		}
+		return nil
+	})
 }
 
 // What a gateway began that died, another one ends.
@@ -268,6 +276,53 @@ func TestGatewaysDisagreeAboutALayout(t *testing.T) {
 				return layoutSettled(t, knows, b)
 			})
 		})
+	}
+}
+
+// A gateway that has never seen a large swarm writes peers to its first partition, and then where they belong. Who stops through another
+// gateway before somebody has tidied up stands nowhere.
+func TestStopAfterAColdStart(t *testing.T) {
+	b := storetest.Embedded(t)
+	knows := newFleet(t, b, 1)
+	knows.announce(swarm.Started, 0, 500)
+	knows.settled("before", 500)
+	storetest.Eventually(t, 20*time.Second, func() error { return layoutSettled(t, knows, b) })
+	o, err := redis.ParseURL(b.Admin[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := redis.NewClient(o)
+	defer c.Close()
+	first := c.Keys(t.Context(), "*p").Val()
+	if len(first) != 1 {
+		t.Fatalf("the keys of first partitions are %q", first)
+	}
+	// As long as somebody has the mover's key nobody else tidies up.
+	mover := strings.TrimSuffix(first[0], "p") + "m"
+	storetest.Eventually(t, 20*time.Second, func() error {
+		if !c.SetNX(t.Context(), mover, "the test", 0).Val() {
+			return errors.New("somebody has the mover's key")
+		}
+		return nil
+	})
+
+	const from, to = 1000, 1040
+	newFleet(t, b, 1).announce(swarm.Started, from, to)
+	twice := 0
+	for _, sets := range b.Peers(t) {
+		if sets > 1 {
+			twice++
+		}
+	}
+	if twice == 0 {
+		t.Fatal("no peer stands where it does not belong")
+	}
+	knows.announce(swarm.Stopped, from, to)
+	found := b.Peers(t)
+	for n := from; n < to; n++ {
+		if sets := found[string(swarm.AppendCompact(nil, peerOf(n)))]; sets > 0 {
+			t.Errorf("peer %d stopped and stands in %d sets", n, sets)
+		}
 	}
 }
 

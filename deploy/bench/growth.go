@@ -69,51 +69,27 @@ func (b *bench) hot() error {
 	if _, err := b.load(w, nil, addr, time.Millisecond, "--warmup", "0s"); err != nil {
 		return err
 	}
-	var commands [masters]int
-	for n := range masters {
-		if commands[n], err = b.info(portRedis+n, "total_commands_processed"); err != nil {
-			return err
-		}
+	before, err := b.traffic(masters)
+	if err != nil {
+		return err
 	}
 	res, err := b.load(w, pids, addr, b.duration, "--fill=false", "--warmup", "0s")
 	if err != nil {
 		return err
 	}
+	after, err := b.traffic(masters)
+	if err != nil {
+		return err
+	}
 	all := 0
 	for n := range masters {
-		now, err := b.info(portRedis+n, "total_commands_processed")
-		if err != nil {
-			return err
-		}
-		commands[n] = now - commands[n]
-		all += commands[n]
+		all += after[n].commands - before[n].commands
 	}
 	b.heading(fmt.Sprintf("one swarm of %s peers, %.0f answers a second, %.1f µs each, %.1f of them in the gateway", count(peers), res.PerSecond, res.CPUTotal, res.gateways()),
 		"master", "commands a second", "of all", "CPU, µs an answer")
 	for n := range masters {
-		fmt.Fprintf(b.out, "| %d | %.0f | %.0f %% | %.1f |\n", n+1, float64(commands[n])/b.duration.Seconds(), 100*float64(commands[n])/float64(all), res.CPU[fmt.Sprintf("redis%d", n)])
-	}
-	return nil
-}
-
-// gateways prints what an announce costs with some of them on one port: with as many announces under way in all, and
-// with as many for each gateway, which then finds as many at a time.
-func (b *bench) gateways() error {
-	cases := []struct{ gateways, window int }{{1, 4}, {2, 4}, {4, 4}, {2, 8}, {4, 16}}
-	var attempts []attempt
-	for _, c := range cases {
-		w := udpZipf
-		w.load = append([]string{"--window", strconv.Itoa(c.window)}, zipf...)
-		attempts = append(attempts, attempt{w, side{fmt.Sprintf("%d gateways, window %d", c.gateways, c.window), setup{masters: 3, gateways: c.gateways}.start}})
-	}
-	results, err := b.turns("gateways", attempts...)
-	if err != nil {
-		return err
-	}
-	b.heading(b.medians()+", UDP Zipf, three masters", "gateways", "announces under way", "CPU, µs", "of which gateways", "to one gateway", "answers a second")
-	for n, r := range results {
-		fmt.Fprintf(b.out, "| %d | %d | %.1f | %.1f | **%.2f** | %.0f |\n", cases[n].gateways, 64*cases[n].window, of(r, (*result).cpu), of(r, (*result).gateways),
-			of(r, (*result).cpu)/of(results[0], (*result).cpu), of(r, (*result).rate))
+		commands := float64(after[n].commands - before[n].commands)
+		fmt.Fprintf(b.out, "| %d | %.0f | %.0f %% | %.1f |\n", n+1, commands/b.duration.Seconds(), 100*commands/float64(all), res.CPU[fmt.Sprintf("redis%d", n)])
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ var groups = []struct {
 	{"memory", (*bench).memory},
 	{"growth", (*bench).growth},
 	{"hot", (*bench).hot},
-	{"gateways", (*bench).gateways},
+	{"scaling", (*bench).scaling},
 	{"latency", (*bench).latency},
 	{"fullscrape", (*bench).fullScrape},
 	{"embedded", (*bench).embedded},
@@ -188,23 +188,25 @@ type result struct {
 	P50, P99, P999        time.Duration
 }
 
-// gateways' part of the CPU time.
-func (r *result) gateways() float64 {
+// on is the part of the CPU time that some servers took.
+func (r *result) on(servers string) float64 {
 	sum := 0.0
 	for name, cpu := range r.CPU {
-		if strings.HasPrefix(name, "gateway") {
+		if strings.HasPrefix(name, servers) {
 			sum += cpu
 		}
 	}
 	return sum
 }
 
+func (r *result) gateways() float64 { return r.on("gateway") }
+
 func (r *result) cpu() float64   { return r.CPUTotal }
 func (r *result) peers() float64 { return r.Peers }
 func (r *result) rate() float64  { return r.PerSecond }
 
 // of results, the median of a value.
-func of(results []*result, value func(*result) float64) float64 {
+func of[R any](results []R, value func(R) float64) float64 {
 	var values []float64
 	for _, r := range results {
 		values = append(values, value(r))

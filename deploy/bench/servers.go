@@ -125,6 +125,7 @@ func (b *bench) info(port int, name string) (int, error) {
 // setup is gateways and their store. They absorb no repeats unless told to.
 type setup struct {
 	masters  int    // of a cluster; one Redis below two
+	replicas int    // of each master
 	image    string // that the Redis runs from
 	embedded bool   // no Redis at all
 	gateways int    // that share the port; one below two
@@ -169,10 +170,11 @@ func (s setup) start(b *bench, _ work) (map[string]int, string, error) {
 // startRedis starts one, or a cluster, adds the processes to pids and tells the URLs.
 func (s setup) startRedis(b *bench, pids map[string]int) (string, error) {
 	var urls []string
-	create := []string{"--cluster", "create", "--cluster-yes"}
-	for n := range max(1, s.masters) {
+	create := []string{"--cluster", "create"}
+	for n := range max(1, s.masters) * (1 + s.replicas) {
 		port := portRedis + n
-		args := []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--loglevel", "warning"}
+		args := []string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--loglevel", "warning",
+			"--repl-diskless-load", "on-empty-db"} // a file would be read by the next one
 		if s.masters > 1 {
 			args = append(args, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(port+100),
 				"--cluster-config-file", fmt.Sprintf("nodes-%d-%d.conf", port, time.Now().UnixNano()))
@@ -187,23 +189,34 @@ func (s setup) startRedis(b *bench, pids map[string]int) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		pids[fmt.Sprintf("redis%d", n)] = pid
+		if n < max(1, s.masters) {
+			pids[fmt.Sprintf("redis%d", n)] = pid
+		} else {
+			pids[fmt.Sprintf("replica%d", n)] = pid
+		}
 		urls = append(urls, fmt.Sprintf("redis://127.0.0.1:%d", port))
 		create = append(create, fmt.Sprintf("127.0.0.1:%d", port))
 		if err := b.await(func() error { _, err := b.cli(port, "ping"); return err }); err != nil {
 			return "", err
 		}
 	}
-	if s.masters > 1 {
-		if _, err := b.cli(portRedis, create...); err != nil {
-			return "", err
-		}
+	if s.masters < 2 {
+		return urls[0], nil
 	}
-	for n := range s.masters {
+	if _, err := b.cli(portRedis, append(create, "--cluster-replicas", strconv.Itoa(s.replicas), "--cluster-yes")...); err != nil {
+		return "", err
+	}
+	for n := range urls {
 		if err := b.await(func() error {
 			info, err := b.cli(portRedis+n, "cluster", "info")
 			if err == nil && !strings.Contains(info, "cluster_state:ok") {
 				err = errors.New("the cluster does not form")
+			}
+			if err != nil || n >= s.masters || s.replicas == 0 {
+				return err
+			}
+			if info, err = b.cli(portRedis+n, "info", "replication"); err == nil && !strings.Contains(info, "state=online") {
+				err = errors.New("no replica is there")
 			}
 			return err
 		}); err != nil {

@@ -21,13 +21,15 @@ import (
 	"swarmgate/swarmstore/storetest"
 )
 
+func TestMain(m *testing.M) { os.Exit(audit.Main(m)) }
+
 // scene is a cluster, gateways, and what the fleets of earlier rounds know.
 type scene struct {
 	*cluster
 	net       *namespaces // between the first node and the others, if there is one
 	endpoints []audit.Endpoint
-	gateways  []*gateway
-	sizes     []size // of the gateways, in their first round
+	gateways  []*audit.Gateway
+	sizes     []audit.Size // of the gateways, in their first round
 	settlers  *audit.Fleet
 }
 
@@ -169,18 +171,18 @@ func TestGatewaysFail(t *testing.T) {
 	}
 	t.Log(audit.Columns)
 	s := &scene{cluster: newCluster(t, storetest.Cluster(t, 3, 1)...), settlers: audit.NewFleet(t, nil)}
-	at := newEndpoint(t)
-	start := func() *gateway {
-		return startGateway(t, at, "--redis", s.urls(), "--wait-replicas", "1", "--share-port")
+	at := audit.NewEndpoint(t)
+	start := func() *audit.Gateway {
+		return audit.StartGateway(t, at, "--redis", s.urls(), "--wait-replicas", "1", "--share-port")
 	}
 	s.endpoints = []audit.Endpoint{at}
-	gateways := []*gateway{start(), start()}
+	gateways := []*audit.Gateway{start(), start()}
 
 	t.Run("a gateway is killed", func(t *testing.T) {
 		r := s.begin(t)
 		r.Fails()
 		for n := range 4 {
-			gateways[n%2].kill()
+			gateways[n%2].Kill()
 			gateways[n%2] = start()
 		}
 		r.Whole(audit.Patience) // some clients wait for an answer
@@ -195,13 +197,14 @@ func TestGatewaysFail(t *testing.T) {
 				gateways[n] = start()
 				storetest.Eventually(t, 10*time.Second, func() error {
 					for _, transport := range []string{"http", "udp"} {
-						if gateways[n].metric(`swarmgate_announces_total{result="ok",transport="`+transport+`"}`) == 0 {
+						if gateways[n].Metric(`swarmgate_announces_total{result="ok",transport="`+transport+`"}`) == 0 {
 							return errors.New("the new gateway has no clients yet")
 						}
 					}
 					return nil
 				})
-				g.drain()
+				g.Terminate()
+				g.Drained()
 			}
 		}
 		r.Whole(0)
@@ -210,7 +213,8 @@ func TestGatewaysFail(t *testing.T) {
 	t.Run("one of two gateways ends", func(t *testing.T) {
 		r := s.begin(t)
 		r.Fails()
-		gateways[0].drain()
+		gateways[0].Terminate()
+		gateways[0].Drained()
 		r.GoesOn()
 		r.end(audit.Want{})
 	})
@@ -220,9 +224,9 @@ func TestGatewaysFail(t *testing.T) {
 func newScene(t testing.TB, c *cluster, net *namespaces, flags ...string) *scene {
 	s := &scene{cluster: c, net: net}
 	for range 2 {
-		e := newEndpoint(t)
+		e := audit.NewEndpoint(t)
 		s.endpoints = append(s.endpoints, e)
-		s.gateways = append(s.gateways, startGateway(t, e, append([]string{"--redis", s.urls()}, flags...)...))
+		s.gateways = append(s.gateways, audit.StartGateway(t, e, append([]string{"--redis", s.urls()}, flags...)...))
 	}
 	s.settlers = audit.NewFleet(t, s.endpoints)
 	return s
@@ -255,7 +259,7 @@ func (s *scene) begin(t *testing.T) *round {
 	r := &round{s, audit.Begin(t, s.Cluster, audit.NewFleet(t, s.endpoints), s.rounds)}
 	if s.sizes == nil {
 		for _, g := range s.gateways {
-			s.sizes = append(s.sizes, g.size())
+			s.sizes = append(s.sizes, g.Size())
 		}
 	}
 	r.Fails()
@@ -300,19 +304,19 @@ func (r *round) noneGrew() {
 	r.Helper()
 	for n, g := range r.gateways {
 		select {
-		case <-g.ended:
-			r.Errorf("gateway %d ended: %s", n, g.log.String())
+		case <-g.Ended:
+			r.Errorf("gateway %d ended: %s", n, g.Log())
 			continue
 		default:
 		}
 		before := r.sizes[n]
 		storetest.Eventually(r, 10*time.Second, func() error {
-			after := g.size()
-			if after.goroutines > before.goroutines+20 || after.files > before.files+40 || after.memory > before.memory+100 {
+			after := g.Size()
+			if after.Goroutines > before.Goroutines+20 || after.Files > before.Files+40 || after.Memory > before.Memory+100 {
 				return fmt.Errorf("gateway %d grew from %+v to %+v", n, before, after)
 			}
 			return nil
 		})
-		r.Logf("gateway %d: %+v, then %+v", n, before, g.size())
+		r.Logf("gateway %d: %+v, then %+v", n, before, g.Size())
 	}
 }

@@ -29,8 +29,8 @@ func TestSecretIsRotated(t *testing.T) {
 	}
 	server := storetest.Redis(t)
 	url := storetest.URLs(server)[0]
-	endpoints := []audit.Endpoint{newEndpoint(t), newEndpoint(t)}
-	gateways := []*gateway{startGateway(t, endpoints[0], "--redis", url), startGateway(t, endpoints[1], "--redis", url)}
+	endpoints := []audit.Endpoint{audit.NewEndpoint(t), audit.NewEndpoint(t)}
+	gateways := []*audit.Gateway{audit.StartGateway(t, endpoints[0], "--redis", url), audit.StartGateway(t, endpoints[1], "--redis", url)}
 	f := audit.NewFleet(t, endpoints)
 
 	db := redis.NewClient(&redis.Options{Addr: server.Addr, Protocol: 2})
@@ -53,7 +53,7 @@ func TestSecretIsRotated(t *testing.T) {
 	old := connect(0)
 
 	f.Start(1)
-	command := exec.CommandContext(t.Context(), binary, "secret", "rotate", "--redis", url)
+	command := exec.CommandContext(t.Context(), audit.Program, "secret", "rotate", "--redis", url)
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -84,7 +84,7 @@ func TestSecretIsRotated(t *testing.T) {
 		t.Errorf("%v: %q", all, all.Why)
 	}
 	for at, g := range gateways {
-		if n := g.metric(`swarmgate_invalid_requests_total{transport="udp"}`); n > 0 {
+		if n := g.Metric(`swarmgate_invalid_requests_total{transport="udp"}`); n > 0 {
 			t.Errorf("gateway %d rejected %v ids", at, n)
 		}
 		c.ID = old
@@ -94,9 +94,13 @@ func TestSecretIsRotated(t *testing.T) {
 	}
 
 	// A gateway that starts later gives and takes the same ids.
-	late := newEndpoint(t)
-	startGateway(t, late, "--redis", url)
-	c.Endpoints = append(c.Endpoints, late)
+	late := audit.NewEndpoint(t)
+	audit.StartGateway(t, late, "--redis", url)
+	f.Endpoints = append(f.Endpoints, late)
+	if c, err = f.NewClient(audit.LargeHash); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
 	for _, id := range []uint64{old, connect(0)} {
 		c.ID = id
 		if _, err := c.Ask(2, bep15.Request{Action: bep15.ActionScrape, Hashes: []swarm.InfoHash{audit.LargeHash}}); err != nil {

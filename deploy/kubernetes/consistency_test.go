@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -307,13 +308,16 @@ func (c *checker) checkGateway() {
 		c.flaw("the gateway refuses its flags: %s", out)
 	}
 
-	drain, err := time.ParseDuration(variables["SWARMGATE_DRAIN_TIMEOUT"])
-	if err != nil {
-		drain, err = time.ParseDuration(c.flags["SWARMGATE_DRAIN_TIMEOUT"])
+	var ends time.Duration
+	for _, name := range []string{"SWARMGATE_DRAIN_DELAY", "SWARMGATE_DRAIN_TIMEOUT"} {
+		d, err := time.ParseDuration(cmp.Or(variables[name], c.flags[name]))
+		if err != nil || d == 0 {
+			c.flaw("%s is %v, %v", name, d, err)
+		}
+		ends += d
 	}
-	sleep := time.Duration(container.Lifecycle.PreStop.Sleep.Seconds) * time.Second
-	if grace := time.Duration(*spec.TerminationGracePeriodSeconds) * time.Second; err != nil || grace <= sleep+drain {
-		c.flaw("a gateway has %v to end, of which it sleeps %v and drains %v, %v", grace, sleep, drain, err)
+	if grace := time.Duration(*spec.TerminationGracePeriodSeconds) * time.Second; grace <= ends {
+		c.flaw("a gateway has %v to end, and takes %v", grace, ends)
 	}
 	var soft int64
 	if _, err := fmt.Sscanf(variables["GOMEMLIMIT"], "%dMiB", &soft); err != nil {
@@ -436,8 +440,9 @@ func TestAllGoesTogether(t *testing.T) {
 		"no readiness":                     {gateway, "/healthz", container("readinessProbe", "httpGet", "path"), "the gateway is ready by /healthz"},
 		"a variable that is no flag":       {gateway, "SWARMGATE_PEER_TTTL", container("env", 2, "name"), "SWARMGATE_PEER_TTTL is no flag"},
 		"a value that a flag refuses":      {gateway, "6970", container("env", 2, "value"), "the gateway refuses its flags: gateway: --admin"},
-		"no time to drain":                 {gateway, 15.0, append(spec, "terminationGracePeriodSeconds"), "a gateway has 15s to end"},
-		"a long sleep":                     {gateway, 10.0, container("lifecycle", "preStop", "sleep", "seconds"), "of which it sleeps 10s and drains 10s"},
+		"no time to drain":                 {gateway, 15.0, append(spec, "terminationGracePeriodSeconds"), "a gateway has 15s to end, and takes 15s"},
+		"a long delay":                     {gateway, "10s", container("env", 5, "value"), "a gateway has 20s to end, and takes 20s"},
+		"no delay":                         {gateway, "0", container("env", 5, "value"), "SWARMGATE_DRAIN_DELAY is 0s"},
 		"memory beyond the limit":          {gateway, "256Mi", container("resources", "limits", "memory"), "GOMEMLIMIT is 460 MiB of 256"},
 		"another image":                    {gateway, "tracker", container("image"), "compose builds no image tracker"},
 		"another user":                     {gateway, 1000.0, append(spec, "securityContext", "runAsUser"), "the Dockerfile has no USER 1000"},

@@ -62,13 +62,18 @@ func RedisAt(t testing.TB, port int, args ...string) *Process {
 // the test's own when Namespace is empty.
 type Host struct{ Namespace, IP string }
 
+// Enter is what a command begins with that runs there.
+func (h Host) Enter(t testing.TB) []string {
+	t.Helper()
+	if h.Namespace == "" {
+		return nil
+	}
+	return []string{Need(t, "ip", "iproute2"), "netns", "exec", h.Namespace}
+}
+
 func redisOn(t testing.TB, host Host, port int, args ...string) *Process {
 	t.Helper()
-	command := []string{Need(t, "redis-server", "redis-server")}
-	if host.Namespace != "" {
-		command = append([]string{Need(t, "ip", "iproute2"), "netns", "exec", host.Namespace}, command...)
-	}
-	command = append(command,
+	command := append(host.Enter(t), Need(t, "redis-server", "redis-server"),
 		"--port", strconv.Itoa(port), "--bind", host.IP, "--protected-mode", "no", "--dir", t.TempDir(),
 		"--save", "", "--appendonly", "no", "--loglevel", "warning")
 	p := &Process{Addr: net.JoinHostPort(host.IP, strconv.Itoa(port)), t: t, command: append(command, args...)}

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,13 +37,15 @@ type Endpoint struct{ HTTP, UDP string }
 type Fleet struct {
 	Endpoints []Endpoint
 	Pace      time.Duration // from an answer to a client's next announce, on average
+	Addresses []netip.Addr  // that clients have, in turn; each announces to the endpoints of its family
 
 	t       testing.TB
-	http    *http.Client
 	stop    chan struct{}
 	clients sync.WaitGroup
+	made    atomic.Int64
 
 	mu       sync.Mutex
+	http     map[netip.Addr]*http.Client
 	peers    []*peer
 	attempts []attempt
 }
@@ -90,8 +93,7 @@ var LargeHash = hashOf(0, 0)
 // NewFleet is one that ends with the test, if not before.
 func NewFleet(t testing.TB, endpoints []Endpoint) *Fleet {
 	f := &Fleet{
-		t: t, Endpoints: endpoints, Pace: 120 * time.Millisecond, stop: make(chan struct{}),
-		http: &http.Client{Timeout: Patience, Transport: &http.Transport{MaxIdleConnsPerHost: smallSwarms + largeClients}},
+		t: t, Endpoints: endpoints, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, Pace: 120 * time.Millisecond, stop: make(chan struct{}), http: map[netip.Addr]*http.Client{},
 	}
 	t.Cleanup(f.End)
 	return f
@@ -116,7 +118,9 @@ func (f *Fleet) End() {
 		close(f.stop)
 	}
 	f.clients.Wait()
-	f.http.CloseIdleConnections()
+	for _, c := range f.http {
+		c.CloseIdleConnections()
+	}
 }
 
 // client is one peer of a swarm after the other, each with its port. Each announces a few times and is silent
@@ -129,7 +133,7 @@ func (f *Fleet) client(hash swarm.InfoHash, lives [][]swarm.Event, port func(k i
 	}
 	defer c.Close()
 	for k := 0; ; k++ {
-		p := f.newPeer(hash, uint16(port(k)))
+		p := c.newPeer(uint16(port(k)))
 		for _, event := range lives[rand.IntN(len(lives))] {
 			for !c.announce(p, event) {
 				if !c.wait() {
@@ -143,12 +147,11 @@ func (f *Fleet) client(hash swarm.InfoHash, lives [][]swarm.Event, port func(k i
 	}
 }
 
-func (f *Fleet) newPeer(hash swarm.InfoHash, port uint16) *peer {
-	at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
-	p := &peer{Member: Member{hash, string(swarm.AppendCompact(nil, at))}, port: port}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.peers = append(f.peers, p)
+func (c *Client) newPeer(port uint16) *peer {
+	p := &peer{Member: Member{c.hash, string(swarm.AppendCompact(nil, netip.AddrPortFrom(c.addr, port)))}, port: port}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.peers = append(c.peers, p)
 	return p
 }
 
@@ -187,7 +190,7 @@ func (f *Fleet) Settle(spread func() error) {
 			}
 			defer client.Close()
 			for k := range 45 {
-				client.announce(f.newPeer(LargeHash, uint16(1+n+largeClients*k)), swarm.Started)
+				client.announce(client.newPeer(uint16(1+n+largeClients*k)), swarm.Started)
 				time.Sleep(f.Pace) // slowly: a layout that is made for many is given up again
 			}
 		})
@@ -198,8 +201,9 @@ func (f *Fleet) Settle(spread func() error) {
 		f.t.Fatal(err)
 	}
 	defer looker.Close()
+	last := looker.newPeer(1 + 45*largeClients)
 	storetest.Eventually(f.t, 30*time.Second, func() error {
-		if !looker.announce(f.peers[0], swarm.Started) { // who looks goes on with the layout
+		if !looker.announce(last, swarm.Started) { // who looks goes on with the layout
 			return errors.New("an announce failed")
 		}
 		return spread()
@@ -213,6 +217,9 @@ type Client struct {
 	ID uint64 // of its UDP connection
 
 	hash swarm.InfoHash
+	addr netip.Addr
+	to   []Endpoint
+	http *http.Client
 	udp  *net.UDPConn
 	from int // the endpoint that gave the id
 	uses int // of it that are left
@@ -221,8 +228,28 @@ type Client struct {
 
 // NewClient announces for a swarm when it is told to.
 func (f *Fleet) NewClient(hash swarm.InfoHash) (*Client, error) {
-	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	return &Client{Fleet: f, hash: hash, udp: udp}, err
+	c := &Client{Fleet: f, hash: hash, addr: f.Addresses[int(f.made.Add(1))%len(f.Addresses)]}
+	for _, e := range f.Endpoints {
+		if at, err := netip.ParseAddrPort(e.UDP); err != nil || at.Addr().Is4() == c.addr.Is4() { // a name is of any
+			c.to = append(c.to, e)
+		}
+	}
+	c.http = f.httpFrom(c.addr)
+	var err error
+	c.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: c.addr.AsSlice()})
+	return c, err
+}
+
+// httpFrom an address keeps connections for all clients that have it.
+func (f *Fleet) httpFrom(addr netip.Addr) *http.Client {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.http[addr] == nil {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: addr.AsSlice()}}
+		f.http[addr] = &http.Client{Timeout: Patience,
+			Transport: &http.Transport{DialContext: dialer.DialContext, MaxIdleConnsPerHost: smallSwarms + largeClients}}
+	}
+	return f.http[addr]
 }
 
 // Close the client.
@@ -274,7 +301,7 @@ func (c *Client) overHTTP(port uint16, event swarm.Event) (outcome, string) {
 	if event != swarm.None {
 		query += "&event=" + eventNames[event]
 	}
-	request, err := http.NewRequest(http.MethodGet, "http://"+c.Endpoints[rand.IntN(len(c.Endpoints))].HTTP+"/announce?"+query, nil)
+	request, err := http.NewRequest(http.MethodGet, "http://"+c.to[rand.IntN(len(c.to))].HTTP+"/announce?"+query, nil)
 	if err != nil {
 		return broken, err.Error()
 	}
@@ -301,7 +328,7 @@ var eventNames = map[swarm.Event]string{swarm.Started: "started", swarm.Complete
 // overUDP announces with a connection id that another gateway gave than the first to get it.
 func (c *Client) overUDP(port uint16, event swarm.Event) (outcome, string) {
 	if c.uses == 0 {
-		c.from, c.uses = rand.IntN(len(c.Endpoints)), 4
+		c.from, c.uses = rand.IntN(len(c.to)), 4
 		reply, err := c.Ask(c.from, bep15.Request{Action: bep15.ActionConnect})
 		if err != nil {
 			c.uses = 0
@@ -325,7 +352,7 @@ func (c *Client) overUDP(port uint16, event swarm.Event) (outcome, string) {
 
 // Ask an endpoint over UDP.
 func (c *Client) Ask(at int, r bep15.Request) (reply bep15.Reply, err error) {
-	to, err := net.ResolveUDPAddr("udp", c.Endpoints[at%len(c.Endpoints)].UDP)
+	to, err := net.ResolveUDPAddr("udp", c.to[at%len(c.to)].UDP)
 	if err != nil {
 		return reply, err
 	}

@@ -70,6 +70,9 @@ type Spell struct {
 	last         time.Time     // when that was
 }
 
+// Errors is the time from the first announce that was not answered to the end of the last.
+func (s Spell) Errors() time.Duration { return s.errors }
+
 func (s Spell) String() string {
 	return fmt.Sprintf("answered %d, refused %d, broken %d, p99 %v, longest %v, errors for %v",
 		s.Answered, s.Refused, s.Broken, s.p99.Round(time.Millisecond/10), s.longest.Round(time.Millisecond/10), s.errors.Round(10*time.Millisecond))

@@ -551,7 +551,7 @@ func (f *front) answerAnnounces(part []*swarm.Announce) {
 // nobody's then.
 func (c *conn) answer() (kept bool) {
 	f, r := c.loop.front, c.request
-	c.head.close = c.head.close || f.closing.Load()
+	c.head.close = c.head.close || f.closing.Load() || f.leaving.Load()
 	r.scratch = c.head.appendResponse(r.scratch[:0], *f.date.Load(), r.body)
 	c.request = nil
 	defer f.announces.Put(r)

@@ -101,6 +101,7 @@ type Server struct {
 	announces sync.Pool             // of *announce
 	scrapes   sync.Pool             // of *scrape
 	sending   atomic.Int32          // full scrapes, and dumps
+	leaving   atomic.Bool
 }
 
 // New returns a server that is not listening yet.
@@ -124,6 +125,9 @@ func New(o Options) *Server {
 	s.app.Server().CloseOnShutdown = true // tell a client that its connection ends
 	s.app.Use(func(c *fiber.Ctx) error {
 		c.Set(fiber.HeaderCacheControl, noStore)
+		if s.leaving.Load() {
+			c.Context().SetConnectionClose()
+		}
 		return c.Next()
 	})
 	if o.RedirectURL != "" {
@@ -150,6 +154,10 @@ func New(o Options) *Server {
 	}
 	return s
 }
+
+// Leave ends each connection with its next answer, so that clients connect anew, where they are sent now. It goes on
+// answering.
+func (s *Server) Leave() { s.leaving.Store(true) }
 
 // refuse answers what is no announce and no scrape, in plain words.
 func (s *Server) refuse(c *fiber.Ctx, err error) error {
