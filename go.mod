@@ -24,6 +24,7 @@ require (
 )
 
 require (
+	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	github.com/pires/go-proxyproto v0.15.0
 	k8s.io/api v0.36.4
 	k8s.io/apimachinery v0.36.4

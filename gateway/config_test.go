@@ -210,7 +210,7 @@ func TestHelpNamesEveryFlagOnceAndNoSecret(t *testing.T) {
 
 func TestEveryFlagIsInTheREADMEAndReachesTheContainers(t *testing.T) {
 	readme, err1 := os.ReadFile("../README.md")
-	compose, err2 := os.ReadFile("../docker-compose.yml")
+	compose, err2 := os.ReadFile("../deploy/compose/gateway.yml")
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}

@@ -15,8 +15,8 @@ import (
 // kernel has made and nobody has accepted yet; this one lets them be accepted first.
 type listener struct {
 	*net.TCPListener
-	inherited bool // another process has it too, and lets the next one accept what waits
-	draining  atomic.Bool
+	inherited bool                      // another process has it too, and lets the next one accept what waits
+	draining  atomic.Pointer[time.Time] // when it is set, and by then at the latest
 	once      sync.Once
 	empty     chan struct{} // nothing waits to be accepted any more
 }
@@ -25,7 +25,7 @@ const (
 	// queueTime is how long a draining listener waits for one more connection.
 	queueTime = 20 * time.Millisecond
 
-	// emptyTime bounds how long a queue may take to become empty.
+	// emptyTime bounds for how long it does, where connections keep coming.
 	emptyTime = time.Second
 )
 
@@ -55,18 +55,35 @@ func newListener(l *net.TCPListener, inherited bool) *listener {
 
 // Accept says net.ErrClosed when a draining listener's queue is empty.
 func (l *listener) Accept() (net.Conn, error) {
-	if l.draining.Load() {
-		if l.inherited {
+	for {
+		if until := l.draining.Load(); until != nil {
+			if l.inherited || time.Now().After(*until) && l.stopEmpty() {
+				return nil, net.ErrClosed
+			}
+			_ = l.SetDeadline(time.Now().Add(queueTime))
+		}
+		c, err := l.TCPListener.Accept()
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return c, err
+		}
+		// It may have passed before anybody looked.
+		if l.inherited || l.stopEmpty() {
 			return nil, net.ErrClosed
 		}
-		_ = l.SetDeadline(time.Now().Add(queueTime))
 	}
-	c, err := l.TCPListener.Accept()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+}
+
+// stopEmpty stops listening if nothing waits to be accepted. There is next to no time between the look and the end,
+// because where refuseNew can do nothing, who comes in it is reset.
+func (l *listener) stopEmpty() bool {
+	stopped := true
+	if raw, err := l.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { stopped = stopEmpty(fd) })
+	}
+	if stopped {
 		l.once.Do(func() { close(l.empty) })
-		return nil, net.ErrClosed
 	}
-	return c, err
+	return stopped
 }
 
 // Close closes the listener when whoever calls Accept has got all connections that
@@ -74,20 +91,22 @@ func (l *listener) Accept() (net.Conn, error) {
 // gateway on the port if there is one. It may be called again, as the HTTP server does when
 // it shuts down.
 func (l *listener) Close() error {
-	if l.inherited && !l.draining.Swap(true) {
-		return l.SetDeadline(time.Unix(1, 0)) // it is closed when nobody looks at it any more
-	}
+	until := time.Now().Add(emptyTime)
+	first := l.draining.CompareAndSwap(nil, &until)
 	if l.inherited {
+		if first {
+			return l.SetDeadline(time.Unix(1, 0)) // it is closed when nobody looks at it any more
+		}
 		return l.close()
 	}
 	if raw, err := l.SyscallConn(); err == nil {
 		_ = raw.Control(refuseNew)
 	}
-	if !l.draining.Swap(true) {
+	if first {
 		_ = l.SetDeadline(time.Now().Add(queueTime))
 		select {
 		case <-l.empty:
-		case <-time.After(emptyTime):
+		case <-time.After(2 * emptyTime): // nobody accepts
 		}
 	}
 	return l.close()

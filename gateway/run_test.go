@@ -506,6 +506,45 @@ func TestOneOfTwoDrains(t *testing.T) {
 	}
 }
 
+// Where the kernel ignores no newcomers, a listener stops in a moment when none waits.
+func TestADrainingListenerLeavesNobodyWaiting(t *testing.T) {
+	if !canSharePort {
+		t.Skip("only Linux can tell")
+	}
+	l, err := listenTCP(t.Context(), "127.0.0.1:0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func() error {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			t.Cleanup(func() { _ = c.Close() })
+		}
+		return err
+	}
+	long := time.Now().Add(-time.Minute)
+	l.draining.Store(&long)
+	if err := errors.Join(dial(), dial()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatalf("%d of two that wait are accepted: %v", n, err)
+		}
+		_ = c.Close()
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("when nobody waits: %v", err)
+	}
+	if err := dial(); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("who comes then gets %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestADrainingGatewayIsNotReady(t *testing.T) {
 	g := gatewayWith(t)
 	g.announce("port=2&left=1") // before it serves, it drains nothing

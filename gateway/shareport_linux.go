@@ -21,7 +21,17 @@ func refuseNew(fd uintptr) {
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
 	}
-	// Where it cannot be done, who comes during the drain may be reset.
+	// Some kernels let only administrators do it.
 	_ = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+}
+
+// stopEmpty stops listening on a socket unless a connection waits to be accepted.
+func stopEmpty(fd uintptr) bool {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, 0); err != nil || n > 0 {
+		return false
+	}
+	_ = unix.Shutdown(int(fd), unix.SHUT_RD)
+	return true
 }

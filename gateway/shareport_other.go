@@ -9,3 +9,5 @@ const canSharePort = false
 func sharePort(uintptr) error { return errors.ErrUnsupported }
 
 func refuseNew(uintptr) {}
+
+func stopEmpty(uintptr) bool { return true }

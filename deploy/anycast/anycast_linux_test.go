@@ -248,7 +248,7 @@ func (f *fleet) round(t *testing.T, most int, happens func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := load.Audit(found)
+	a := load.Audit(t, found)
 	name := t.Name()[strings.LastIndex(t.Name(), "/")+1:]
 	t.Logf("| %s | %d | %d | %d | %.1f s |", strings.ReplaceAll(name, "_", " "), a.Announces, a.Lost(), spell.Refused+spell.Broken, spell.Errors().Seconds())
 	t.Logf("%v %q", spell, spell.Why)

@@ -256,7 +256,7 @@ func (s *scene) begin(t *testing.T) *round {
 	t.Helper()
 	s.rounds++
 	s.t = t
-	r := &round{s, audit.Begin(t, s.Cluster, s.endpoints, s.rounds)}
+	r := &round{s, audit.Begin(t, s.Cluster, audit.NewFleet(t, s.endpoints), s.rounds)}
 	if s.sizes == nil {
 		for _, g := range s.gateways {
 			s.sizes = append(s.sizes, g.Size())

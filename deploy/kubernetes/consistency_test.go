@@ -45,13 +45,13 @@ func readOutside(t *testing.T) *outside {
 		o.flags["SWARMGATE_"+strings.ToUpper(strings.ReplaceAll(m[1], "-", "_"))] = m[2]
 	}
 	for file, text := range map[string]*string{
-		"../../docker-compose.yml": &o.compose, "../Dockerfile": &o.docker, "README.md": &o.readme,
+		"../../docker-compose.yml": &o.compose, "../compose/gateway.yml": &o.compose, "../Dockerfile": &o.docker, "README.md": &o.readme,
 	} {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		*text = string(b)
+		*text += string(b)
 	}
 	return o
 }

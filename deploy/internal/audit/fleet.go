@@ -25,7 +25,6 @@ import (
 const (
 	smallSwarms  = 90 // one client each, so that those of one master do not hold up others
 	largeClients = 20 // of one swarm that is spread over the cluster
-	pace         = 120 * time.Millisecond
 
 	// Patience is how long a client waits for an answer.
 	Patience = 5 * time.Second
@@ -37,7 +36,8 @@ type Endpoint struct{ HTTP, UDP string }
 // Fleet is clients that announce, and remember every answer.
 type Fleet struct {
 	Endpoints []Endpoint
-	Addresses []netip.Addr // that clients have, in turn; each announces to the endpoints of its family
+	Pace      time.Duration // from an answer to a client's next announce, on average
+	Addresses []netip.Addr  // that clients have, in turn; each announces to the endpoints of its family
 
 	t       testing.TB
 	stop    chan struct{}
@@ -92,7 +92,9 @@ var LargeHash = hashOf(0, 0)
 
 // NewFleet is one that ends with the test, if not before.
 func NewFleet(t testing.TB, endpoints []Endpoint) *Fleet {
-	f := &Fleet{t: t, Endpoints: endpoints, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, stop: make(chan struct{}), http: map[netip.Addr]*http.Client{}}
+	f := &Fleet{
+		t: t, Endpoints: endpoints, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, Pace: 120 * time.Millisecond, stop: make(chan struct{}), http: map[netip.Addr]*http.Client{},
+	}
 	t.Cleanup(f.End)
 	return f
 }
@@ -189,7 +191,7 @@ func (f *Fleet) Settle(spread func() error) {
 			defer client.Close()
 			for k := range 45 {
 				client.announce(client.newPeer(uint16(1+n+largeClients*k)), swarm.Started)
-				time.Sleep(pace) // slowly: a layout that is made for many is given up again
+				time.Sleep(f.Pace) // slowly: a layout that is made for many is given up again
 			}
 		})
 	}
@@ -258,7 +260,7 @@ func (c *Client) wait() bool {
 	select {
 	case <-c.stop:
 		return false
-	case <-time.After(pace/2 + rand.N(pace)):
+	case <-time.After(c.Pace/2 + rand.N(c.Pace)):
 		return true
 	}
 }

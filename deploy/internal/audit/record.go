@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"swarmgate/swarmstore/swarm"
@@ -15,10 +16,10 @@ type Audit struct{ Announces, Missing, Wrong, Lingering int }
 // Lost are the peers that do not stand in Redis as a client was told.
 func (a Audit) Lost() int { return a.Missing + a.Wrong + a.Lingering }
 
-// Audit what Redis holds; the clients must have ended.
-func (f *Fleet) Audit(found map[Member][]Standing) (a Audit) {
-	for _, t := range f.attempts {
-		if t.outcome == answered {
+// Audit what Redis holds; the clients must have ended. It logs the first that are not as they should be.
+func (f *Fleet) Audit(t testing.TB, found map[Member][]Standing) (a Audit) {
+	for _, attempt := range f.attempts {
+		if attempt.outcome == answered {
 			a.Announces++
 		}
 	}
@@ -42,7 +43,7 @@ func (f *Fleet) Audit(found map[Member][]Standing) (a Audit) {
 			a.Wrong++
 		}
 		if shown++; shown <= 5 {
-			f.t.Logf("a peer of swarm %x is stored as %+v after %s", p.Hash[:4], at, f.story(p))
+			t.Logf("a peer of swarm %x is stored as %+v after %s", p.Hash[:4], at, f.story(p))
 		}
 	}
 	return a

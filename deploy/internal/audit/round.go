@@ -41,10 +41,11 @@ type Want struct {
 	Refused bool // those for the victim's swarms may be
 	All     bool // those for all swarms may be
 	Broken  bool // some may get no answer
+	Busy    bool // the machine has so much to do that any may be slow, and one in a hundred of other masters' swarms be refused
 }
 
 // Begin the nth round, when all is well, with clients.
-func Begin(t testing.TB, c *Cluster, endpoints []Endpoint, n int) *Round {
+func Begin(t testing.TB, c *Cluster, f *Fleet, n int) *Round {
 	t.Helper()
 	storetest.Eventually(t, 20*time.Second, c.Agreed)
 	storetest.Eventually(t, 20*time.Second, c.Replicated)
@@ -52,7 +53,7 @@ func Begin(t testing.TB, c *Cluster, endpoints []Endpoint, n int) *Round {
 	if err != nil || len(masters) < 2 {
 		t.Fatalf("the masters are %v, %v", masters, err)
 	}
-	r := &Round{TB: t, Cluster: c, Fleet: NewFleet(t, endpoints), Victim: masters[0], Watch: masters[1], homes: map[swarm.InfoHash]string{}}
+	r := &Round{TB: t, Cluster: c, Fleet: f, Victim: masters[0], Watch: masters[1], homes: map[swarm.InfoHash]string{}}
 	r.Start(n)
 	storetest.Eventually(t, 15*time.Second, func() error {
 		found, err := c.Peers(r.Watch)
@@ -108,7 +109,7 @@ func (r *Round) Judge(w Want, earlier ...*Fleet) {
 		r.Fatal(err)
 	}
 	theirs, others, large, all := r.Spell(r.fault, r.Theirs), r.Spell(r.fault, r.Others), r.Spell(r.fault, large), r.Spell(r.fault, All)
-	a := r.Audit(found)
+	a := r.Audit(r, found)
 	_, name, _ := strings.Cut(r.Name(), "/")
 	r.Logf("| %s | %d | %d | %.1f s | %.1f s | %v |", strings.ReplaceAll(name, "_", " "), a.Announces, a.Lost(),
 		all.errors.Seconds(), r.whole.Sub(r.fault).Seconds(), others.p99.Round(time.Millisecond))
@@ -120,7 +121,7 @@ func (r *Round) Judge(w Want, earlier ...*Fleet) {
 		r.Errorf("of %d announces that were answered %+v", a.Announces, a)
 	}
 	for _, f := range earlier {
-		if a := f.Audit(found); !w.Loss && a.Lost() > 0 {
+		if a := f.Audit(r, found); !w.Loss && a.Lost() > 0 {
 			r.Errorf("of %d announces that were answered earlier %+v", a.Announces, a)
 		}
 	}
@@ -130,10 +131,14 @@ func (r *Round) Judge(w Want, earlier ...*Fleet) {
 	if !w.Refused && !w.All && theirs.Refused+large.Refused > 0 {
 		r.Errorf("%d announces were refused", theirs.Refused+large.Refused)
 	}
-	if !w.All && others.Refused > 0 {
+	most := 0
+	if w.Busy {
+		most = others.Answered / 100
+	}
+	if !w.All && others.Refused > most {
 		r.Errorf("of other masters' swarms %d announces were refused", others.Refused)
 	}
-	if !w.All && others.p99 > slow {
+	if !w.All && !w.Busy && others.p99 > slow {
 		r.Errorf("announces for other masters' swarms took %v at the 99th percentile", others.p99)
 	}
 	if after := all.last.Sub(r.whole); after > late {
