@@ -61,13 +61,15 @@ func (b *bench) spend(w work, masters int, pids map[string]int, addr string) (*s
 	return s, err
 }
 
-// filled starts servers, fills them, and lets swarms settle.
-func (b *bench) filled(s setup, w work) (pids map[string]int, addr string, err error) {
+// filled starts servers, fills them, and gives large swarms time to be spread. Gateways take no looks at all swarms, whose cost is none of an
+// announce's.
+func (b *bench) filled(s setup, w work, settle time.Duration) (pids map[string]int, addr string, err error) {
+	s.flags = append([]string{"--stats-interval", "0"}, s.flags...)
 	if pids, addr, err = s.start(b, w); err != nil {
 		return nil, "", err
 	}
 	if _, err = b.load(w, nil, addr, time.Millisecond); err == nil {
-		_, err = b.load(w, nil, addr, time.Millisecond, "--fill=false", "--rate", "2000", "--warmup", "10s")
+		_, err = b.load(w, nil, addr, time.Millisecond, "--fill=false", "--rate", "2000", "--warmup", settle.String())
 	}
 	return pids, addr, err
 }
@@ -90,7 +92,7 @@ func (b *bench) scaling() error {
 	for range b.rounds {
 		for n, f := range fleets {
 			w := world(50_000, f.window)
-			pids, addr, err := b.filled(f.setup, w)
+			pids, addr, err := b.filled(f.setup, w, 10*time.Second)
 			var s *spent
 			if err == nil {
 				s, err = b.spend(w, f.masters, pids, addr)
@@ -123,15 +125,15 @@ func spentOn(servers string) func(*spent) float64 {
 	return func(s *spent) float64 { return s.on(servers) }
 }
 
-// scaled prints what a gateway of one fleet costs.
+// scaled prints what one gateway costs in worlds that differ in size alone: in each it sees as many announces for a peer as one of 8 or
+// of 4 gateways sees where 500,000 announces a second come for 60 million peers, and as many as it can answer.
 func (b *bench) scaled() error {
 	b.heading("one run, one gateway, three masters with a replica each", "torrents", "peers", "bytes a peer", "announces a second", "gateway, µs", "masters, µs", "replicas, µs",
 		"commands", "bytes to Redis", "bytes back", "bytes to replicas", "p99, ms")
 	const masters = 3
 	for _, torrents := range []int{100_000, 1_000_000} {
 		w := world(torrents, 2)
-		fleet := setup{masters: masters, replicas: 1}
-		pids, addr, err := b.filled(fleet, w)
+		pids, addr, err := b.filled(setup{masters: masters, replicas: 1}, w, 20*time.Second+time.Duration(torrents/20)*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -143,7 +145,7 @@ func (b *bench) scaled() error {
 			}
 			used += bytes
 		}
-		for _, rate := range []int{0, 12_000, 3_000} {
+		for _, rate := range []int{torrents * 6 / 1000, torrents * 12 / 1000, 0} {
 			s, err := b.spend(world(torrents, 2, "--rate", strconv.Itoa(rate)), masters, pids, addr)
 			if err != nil {
 				return err
