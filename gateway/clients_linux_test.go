@@ -104,7 +104,7 @@ type process struct {
 func (n *namespace) start(t *testing.T, program string, args ...string) *process {
 	t.Helper()
 	cmd := exec.Command("ip", append([]string{"netns", "exec", n.name, program}, args...)...)
-	var output lockedBuffer
+	var output storetest.Text
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	if err := cmd.Start(); err != nil {

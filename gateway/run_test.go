@@ -41,28 +41,10 @@ type running struct {
 	HTTP, UDP string // the first addresses
 
 	t      *testing.T
-	log    lockedBuffer
+	log    storetest.Text
 	stdout bytes.Buffer
 	cancel context.CancelFunc
 	exit   chan int
-}
-
-// lockedBuffer is a buffer that a log writes and a test reads.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // gatewayWith starts a gateway on free ports and with these flags besides, which ends

@@ -108,7 +108,7 @@ func (s *Store) parseURLs() error {
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 	if tcp, is := conn.(*net.TCPConn); is {
-		err = tcp.SetLinger(0)
+		_ = tcp.SetLinger(0)
 	}
 	return conn, err
 }

@@ -229,8 +229,8 @@ func (x *exchange) planExpiry() {
 		if set {
 			x.expiries = append(x.expiries, expiry{e, x.store.expire(e)})
 			x.cmds = append(x.cmds, x.expiries[len(x.expiries)-1].cmd)
-			if x.apart != nil {
-				x.cmds = append(x.cmds, x.store.keepDownloads(e.hash)) // which reading does else
+			if x.apart != nil && e == (expiring{hash: e.hash, kind: kindPeers}) {
+				x.cmds = append(x.cmds, x.store.keepDownloads(e.hash)) // as reading does where it is done here
 			}
 		}
 	}

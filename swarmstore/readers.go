@@ -44,7 +44,7 @@ type reader struct {
 	failed atomic.Bool // the master is read from until the next look
 }
 
-// readers by their masters' addresses. As nodes are dealt with by pipelines, a reader takes over what a pipeline reads.
+// readers by their masters' addresses: all slots of a master are its replicas' too.
 type readers map[string]*reader
 
 var noReader = trouble{what: "no views are read from a replica", warning: true}

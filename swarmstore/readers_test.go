@@ -1,49 +1,18 @@
 package swarmstore_test
 
 import (
-	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"swarmgate/swarmstore"
 	"swarmgate/swarmstore/storetest"
 )
 
-// knownReplicas starts a cluster of masters, each with a replica that all nodes know of. The masters come first.
-func knownReplicas(t *testing.T) []*storetest.Process {
-	t.Helper()
-	nodes := storetest.Cluster(t, 3, 1)
-	for _, p := range nodes {
-		c := redis.NewClient(&redis.Options{Addr: p.Addr})
-		defer c.Close()
-		storetest.Eventually(t, 20*time.Second, func() error {
-			shards, err := c.ClusterShards(t.Context()).Result()
-			for _, s := range shards {
-				if len(shards) != 3 || len(s.Nodes) != 2 {
-					err = fmt.Errorf("%s does not know all replicas", p.Addr)
-				}
-			}
-			return err
-		})
-		storetest.Eventually(t, 20*time.Second, func() error {
-			info, err := c.Info(t.Context(), "replication").Result()
-			if err == nil && strings.Contains(info, "role:slave") && !strings.Contains(info, "master_link_status:up") {
-				err = errors.New("a replica has no link to its master")
-			}
-			return err
-		})
-	}
-	return nodes
-}
-
 // replicated is a cluster whose stores read from replicas, which have what an answer was given for.
 func replicated(t *testing.T) *storetest.Backend {
-	nodes := knownReplicas(t)
+	nodes := storetest.Cluster(t, 3, 1)
 	b := storetest.Real(t, nodes[:3]...)
 	b.ReadsApart = true
 	b.Set = func(o *swarmstore.Options) { o.ReadFrom, o.WaitReplicas = swarmstore.ReadReplica, 1 }

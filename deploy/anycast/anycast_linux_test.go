@@ -45,6 +45,7 @@ type network struct {
 func newNetwork(t *testing.T) *network {
 	t.Helper()
 	audit.NeedAlone(t)
+	storetest.Need(t, "ip", "iproute2")
 	n := &network{t, fmt.Sprintf("sganycast%d", os.Getpid()), map[int]storetest.Host{}}
 	n.ip("netns add " + n.router)
 	t.Cleanup(func() { n.ip("netns del " + n.router) }) // and with it all links
@@ -69,17 +70,18 @@ func newNetwork(t *testing.T) *network {
 			n.ip(fmt.Sprintf("%saddr add fd00:%d::%d/64 dev %s nodad", end.in, host, end.last, end.link))
 			n.ip(end.in + "link set " + end.link + " up")
 		}
-		n.ip(fmt.Sprintf("%sroute add default via 10.0.%d.1", in, host))
-		n.ip(fmt.Sprintf("%s-6 route add default via fd00:%d::1", in, host))
+		n.ip(fmt.Sprintf("%sroute add default via 10.0.%d.1", in, host), fmt.Sprintf("%s-6 route add default via fd00:%d::1", in, host))
 		if host <= gatewayHosts {
-			n.ip(fmt.Sprintf("%saddr add %v dev lo", in, service4))
-			n.ip(fmt.Sprintf("%saddr add %v dev lo", in, service6))
+			n.ip(fmt.Sprintf("%saddr add %v dev lo", in, service4), fmt.Sprintf("%saddr add %v dev lo", in, service6))
 		}
 	}
-	// The last so that addresses survive a cut.
+	// It forwards, flows are told apart by their ports, and addresses survive a cut.
 	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/fib_multipath_hash_policy", "ipv6/fib_multipath_hash_policy",
 		"ipv6/conf/host2/keep_addr_on_down"} {
-		n.ip("netns exec " + n.router + " tee -a /proc/sys/net/" + file)
+		cmd := exec.Command("ip", "netns", "exec", n.router, "sh", "-c", "echo 1 >/proc/sys/net/"+file)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", file, err, out)
+		}
 	}
 	for _, addr := range clients() {
 		n.ip(fmt.Sprintf("addr add %v/%d dev lo", addr, addr.BitLen()))
@@ -104,16 +106,14 @@ func (n *network) addr(host int, like netip.Addr) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:%d::2", host))
 }
 
-// ip is ip(8). "1" is what the commands that read something get.
-func (n *network) ip(command string) string {
+// ip runs commands of ip(8).
+func (n *network) ip(commands ...string) string {
 	n.Helper()
-	cmd := exec.Command(storetest.Need(n, "ip", "iproute2"), strings.Fields(command)...)
-	cmd.Stdin = strings.NewReader("1")
-	out, err := cmd.CombinedOutput()
+	out, err := storetest.IP(commands...)
 	if err != nil {
-		n.Fatalf("ip %s: %v: %s", command, err, out)
+		n.Fatal(err)
 	}
-	return string(out)
+	return out
 }
 
 // route the service to some hosts. With resilient, flows to hosts that stay keep theirs.
@@ -275,7 +275,7 @@ func (f *fleet) wantAllBusy(t *testing.T) {
 	}
 }
 
-// ends is a gateway that is told to end, and has when the router leaves it out.
+// ends tells a gateway to end, which it must not have before the router leaves it out.
 func (f *fleet) ends(host int, leaveOut func()) {
 	f.Helper()
 	g := f.gateways[host]

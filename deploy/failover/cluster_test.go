@@ -206,12 +206,8 @@ func (n *namespaces) cut() error {
 
 // ip runs commands of ip(8) until one fails.
 func ip(commands ...string) error {
-	for _, command := range commands {
-		if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", command, err, out)
-		}
-	}
-	return nil
+	_, err := storetest.IP(commands...)
+	return err
 }
 
 // redisCLI runs redis-cli --cluster.

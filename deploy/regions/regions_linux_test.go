@@ -5,18 +5,14 @@
 package regions
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sys/unix"
 
 	"swarmgate/deploy/internal/audit"
@@ -41,11 +37,9 @@ const (
 func newWay(t *testing.T, namespace string) {
 	t.Helper()
 	here, there := tunnel(t, "away"), tunnel(t, "home")
-	ip(t, "link set home netns "+namespace)
-	ip(t, "-n "+namespace+" addr add "+home+"/24 dev home")
-	ip(t, "-n "+namespace+" link set home up")
-	ip(t, "addr add "+away+"/24 dev away")
-	ip(t, "link set away up")
+	in := "-n " + namespace + " "
+	ip(t, "link set home netns "+namespace, in+"addr add "+home+"/24 dev home", in+"link set home up",
+		"addr add "+away+"/24 dev away", "link set away up")
 	for _, ends := range [][2]*os.File{{here, there}, {there, here}} {
 		type packet struct {
 			due  time.Time
@@ -93,55 +87,43 @@ func tunnel(t *testing.T, name string) *os.File {
 	return file
 }
 
-func ip(t *testing.T, command string) {
+func ip(t *testing.T, commands ...string) {
 	t.Helper()
-	if out, err := exec.Command(storetest.Need(t, "ip", "iproute2"), strings.Fields(command)...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %s: %v: %s", command, err, out)
+	if _, err := storetest.IP(commands...); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// newCluster is three masters at home with a replica each away.
-func newCluster(t *testing.T, namespace string) (masters, replicas []*storetest.Process) {
+// newCluster is three masters at home with a replica each away. It returns the masters.
+func newCluster(t *testing.T, namespace string) []*storetest.Process {
 	t.Helper()
+	var masters []*storetest.Process
 	for range 3 {
 		masters = append(masters, storetest.ClusterNode(t, storetest.Host{Namespace: namespace, IP: home}))
-		replicas = append(replicas, storetest.ClusterNode(t, storetest.Host{IP: away}))
 	}
 	storetest.FormCluster(t, 0, masters...)
-	for n, p := range replicas {
-		c := redis.NewClient(&redis.Options{Addr: p.Addr})
-		defer c.Close()
-		m := redis.NewClient(&redis.Options{Addr: masters[n].Addr})
-		defer m.Close()
-		id, err := m.ClusterMyID(t.Context()).Result()
+	c := audit.NewCluster(t)
+	for _, p := range masters {
+		c.Add(p.Addr)
+	}
+	for _, p := range masters {
+		replica := storetest.ClusterNode(t, storetest.Host{IP: away}).Addr
+		c.Add(replica)
+		master := c.Client(p.Addr)
+		id, err := master.ClusterMyID(t.Context()).Result()
 		if err != nil {
 			t.Fatal(err)
 		}
-		host, port, _ := strings.Cut(masters[n].Addr, ":")
-		bus := m.ConfigGet(t.Context(), "cluster-port").Val()["cluster-port"]
-		if err := c.Do(t.Context(), "cluster", "meet", host, port, bus).Err(); err != nil {
+		host, port, _ := strings.Cut(p.Addr, ":")
+		bus := master.ConfigGet(t.Context(), "cluster-port").Val()["cluster-port"]
+		if err := c.Client(replica).Do(t.Context(), "cluster", "meet", host, port, bus).Err(); err != nil {
 			t.Fatal(err)
 		}
-		storetest.Eventually(t, 30*time.Second, func() error { return c.ClusterReplicate(t.Context(), id).Err() })
+		storetest.Eventually(t, 30*time.Second, func() error { return c.Client(replica).ClusterReplicate(t.Context(), id).Err() })
 	}
-	for _, p := range slices.Concat(masters, replicas) {
-		c := redis.NewClient(&redis.Options{Addr: p.Addr})
-		defer c.Close()
-		storetest.Eventually(t, 30*time.Second, func() error {
-			shards, err := c.ClusterShards(t.Context()).Result()
-			for _, s := range shards {
-				if len(shards) != 3 || len(s.Nodes) != 2 {
-					err = fmt.Errorf("%s does not know all replicas", p.Addr)
-				}
-			}
-			info := c.Info(context.Background(), "replication").Val()
-			if err == nil && strings.Contains(info, "role:slave") && !strings.Contains(info, "master_link_status:up") {
-				err = errors.New("a replica has no link to its master")
-			}
-			return err
-		})
-	}
-	return masters, replicas
+	storetest.Eventually(t, 30*time.Second, c.Agreed)
+	storetest.Eventually(t, 30*time.Second, c.Replicated)
+	return masters
 }
 
 // asker asks one gateway over UDP.
@@ -201,26 +183,22 @@ func TestRegions(t *testing.T) {
 	}
 	audit.NeedAlone(t)
 	namespace := fmt.Sprintf("sgregions%d", os.Getpid())
+	storetest.Need(t, "ip", "iproute2")
 	ip(t, "netns add "+namespace)
 	t.Cleanup(func() { ip(t, "netns del "+namespace) })
-	ip(t, "link set lo up")
-	ip(t, "-n "+namespace+" link set lo up")
+	in := "-n " + namespace + " "
+	ip(t, "link set lo up", in+"link set lo up")
 	newWay(t, namespace)
 	// Clients at home are near the gateway there.
-	ip(t, "link add client type veth peer name client netns "+namespace)
-	ip(t, "addr add 10.3.0.2/24 dev client")
-	ip(t, "link set client up")
-	ip(t, "-n "+namespace+" addr add 10.3.0.1/24 dev client")
-	ip(t, "-n "+namespace+" link set client up")
+	ip(t, "link add client type veth peer name client netns "+namespace,
+		"addr add 10.3.0.2/24 dev client", "link set client up", in+"addr add 10.3.0.1/24 dev client", in+"link set client up")
 
-	masters, _ := newCluster(t, namespace)
-	urls := strings.Join(storetest.URLs(masters...), ",")
+	urls := strings.Join(storetest.URLs(newCluster(t, namespace)...), ",")
 	at := audit.Endpoint{HTTP: "10.3.0.1:6969", UDP: "10.3.0.1:6969"}
 	audit.StartGatewayOn(t, storetest.Host{Namespace: namespace, IP: "10.3.0.1"}, "--http", at.HTTP, "--udp", at.UDP, "--redis", urls)
 	atHome := newAsker(t, at, "10.3.0.2")
-	const before = 20
 	for n := range swarms {
-		for peer := range before {
+		for peer := range 20 {
 			atHome.announce(n, 1+peer, swarm.Started)
 		}
 	}

@@ -71,6 +71,37 @@ func (h Host) Enter(t testing.TB) []string {
 	return []string{Need(t, "ip", "iproute2"), "netns", "exec", h.Namespace}
 }
 
+// IP runs commands of ip(8), until one fails, and says what they print.
+func IP(commands ...string) (string, error) {
+	var out strings.Builder
+	for _, command := range commands {
+		text, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("ip %s: %w: %s", command, err, text)
+		}
+		out.Write(text)
+	}
+	return out.String(), nil
+}
+
+// Text is what a process or a log writes and a test reads meanwhile.
+type Text struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *Text) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *Text) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
 func redisOn(t testing.TB, host Host, port int, args ...string) *Process {
 	t.Helper()
 	command := append(host.Enter(t), Need(t, "redis-server", "redis-server"),
@@ -146,7 +177,7 @@ func ClusterNode(t testing.TB, host Host, args ...string) *Process {
 		"--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
-// FormCluster makes a cluster of nodes and returns when it serves. On one host the masters
+// FormCluster makes a cluster of nodes and returns when it serves, and all know the replicas. On one host the masters
 // come first.
 func FormCluster(t testing.TB, replicasEach int, nodes ...*Process) {
 	t.Helper()
@@ -170,10 +201,28 @@ func FormCluster(t testing.TB, replicasEach int, nodes ...*Process) {
 				!strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", len(nodes))) {
 				return fmt.Errorf("%s: %s", p.Addr, info)
 			}
-			return nil
+			return knowsReplicas(client, replicasEach)
 		})
 		_ = client.Close()
 	}
+}
+
+// knowsReplicas tells whether a node knows the replicas of each master, and is up to date if it is one.
+func knowsReplicas(client *redis.Client, each int) error {
+	shards, err := client.ClusterShards(context.Background()).Result()
+	if err != nil {
+		return err
+	}
+	for _, s := range shards {
+		if len(s.Nodes) != 1+each {
+			return fmt.Errorf("%s knows of %d nodes with the same slots", client.Options().Addr, len(s.Nodes))
+		}
+	}
+	info, err := client.Info(context.Background(), "replication").Result()
+	if err == nil && strings.Contains(info, "role:slave") && !strings.Contains(info, "master_link_status:up") {
+		err = fmt.Errorf("%s has no link to its master", client.Options().Addr)
+	}
+	return err
 }
 
 // TakeOver makes a replica the master by hand, and returns when its old master follows it.

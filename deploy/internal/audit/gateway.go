@@ -3,7 +3,6 @@
 package audit
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,25 +54,7 @@ type Gateway struct {
 	t     testing.TB
 	cmd   *exec.Cmd
 	admin string
-	log   logged
-}
-
-// logged is what a process wrote.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log   storetest.Text
 }
 
 // StartGateway on the loopback address returns when it is ready. It ends with the test.
