@@ -61,6 +61,60 @@ func TestNodeStartsWith(t *testing.T) {
 	}
 }
 
+// A master that was restarted starts when another node says that it has no slots any more, or after a while.
+func TestNodeWaitsForItsReplica(t *testing.T) {
+	const conf = "/tmp/nodes.conf" // where node.sh looks, in its container
+	if _, err := os.Stat(conf); err == nil {
+		t.Skip(conf + " is there already")
+	}
+	t.Cleanup(func() { _ = os.Remove(conf) })
+	const me, other = "aaaa 10.0.0.1:6379@16379 %smaster - 0 0 1 connected%s\n", "bbbb 10.0.0.2:6379@16379 %s 0 0 2 connected%s\n"
+	was := fmt.Sprintf(me, "myself,", " 0-16383") + fmt.Sprintf(other, "slave aaaa", "") + "vars currentEpoch 2 lastVoteEpoch 0\n"
+	if err := os.WriteFile(conf, []byte(was), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		says     string // what the other one says, after it has said twice what was
+		asked    int    // at least
+		from, to time.Duration
+	}{
+		"a replica takes over":  {fmt.Sprintf(me, "", "") + fmt.Sprintf(other, "myself,master -", " 0-16383"), 3, 300 * time.Millisecond, 12 * time.Second},
+		"no replica takes over": {fmt.Sprintf(me, "", " 0-16383") + fmt.Sprintf(other, "myself,slave aaaa", ""), 10, 14 * time.Second, time.Minute},
+		"nobody answers":        {"", 10, 14 * time.Second, time.Minute},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			bin := t.TempDir()
+			before := fmt.Sprintf(me, "", " 0-16383")
+			for name, text := range map[string]string{
+				"docker-entrypoint.sh": "#!/bin/sh\necho started\n",
+				"redis-cli": fmt.Sprintf("#!/bin/sh\necho \"$@\" >>%[1]s/asked\nif [ $(wc -l <%[1]s/asked) -lt 3 ]; then echo '%[2]s'; else echo '%[3]s'; fi\n",
+					bin, before, c.says),
+			} {
+				if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command("sh", "node.sh")
+			cmd.Env = []string{"NODE_MEMORY_MB=1024", "PATH=" + bin + ":/usr/bin:/bin"}
+			begun := time.Now()
+			out, err := cmd.CombinedOutput()
+			took := time.Since(begun)
+			if err != nil || !strings.HasSuffix(string(out), "started\n") {
+				t.Errorf("%v: %s", err, out)
+			}
+			asked, err := os.ReadFile(filepath.Join(bin, "asked"))
+			lines := strings.Split(strings.TrimSpace(string(asked)), "\n")
+			if err != nil || len(lines) < c.asked || lines[0] != "-h 10.0.0.2 -p 6379 cluster nodes" {
+				t.Errorf("it asked %q, %v", lines, err)
+			}
+			if took < c.from || took > c.to {
+				t.Errorf("it waited %v", took)
+			}
+		})
+	}
+}
+
 const password = "hunter2hunter2"
 
 // cluster is one of real servers, which form-cluster.sh joins, at loopback addresses of its own.
