@@ -44,6 +44,10 @@ known() { ask "$1" cluster nodes | grep -q "^$2 .* connected"; }
 # empty NODE: it is a master of nothing.
 empty() { ask "$1" cluster nodes | awk '$3 ~ /myself/ { none = $3 ~ /master/ && NF == 8 } END { exit !none }'; }
 replica() { ask "$first" cluster nodes | grep -q "^$1 .*slave"; }
+# is NODE ID: whether it is a master, or whose replica, as a node sees it.
+is() { ask "$1" cluster nodes | awk -v id="$2" '$1 == id { sub(/myself,/, "", $3); print $3, $4 }'; }
+# seen NODE: the first node knows what it is.
+seen() { [ "$(is "$first" "$(id "$1")")" = "$(is "$1" "$(id "$1")")" ]; }
 # The master with the fewest replicas, as the first node sees it.
 neediest() {
 	ask "$first" cluster nodes | awk '
@@ -91,6 +95,9 @@ if ! info "$first" "cluster_slots_assigned:$slots"; then
 fi
 for node; do
 	await "$node knows who has which slots" info "$node" "cluster_slots_assigned:$slots"
+done
+for node; do
+	await "the first node knows what $node is" seen "$node"
 done
 for node; do
 	if empty "$node"; then

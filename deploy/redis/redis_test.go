@@ -248,20 +248,42 @@ func (c *cluster) answers(node string) {
 	storetest.Eventually(c.t, 10*time.Second, func() error { return client.Ping(context.Background()).Err() })
 }
 
-// failed waits until the nodes that are left have noticed whom they lost.
-func (c *cluster) failed(node string, lost ...string) {
+// failed waits until all nodes that are left have noticed whom they lost, and that a replica took the place of each that had one:
+// as long as one is about to, form-cluster.sh leaves it alone until it runs again.
+func (c *cluster) failed(nodes []string, lost ...string) {
 	c.t.Helper()
-	storetest.Eventually(c.t, 30*time.Second, func() error {
-		seen := c.seen(node)
-		for line := range strings.Lines(seen) {
-			words := strings.Fields(line)
-			addr, _, _ := strings.Cut(words[1], ":")
-			if slices.Contains(lost, addr) && !slices.Contains(strings.Split(words[2], ","), "fail") {
-				return fmt.Errorf("%s sees %s", node, seen)
+	for _, node := range nodes {
+		storetest.Eventually(c.t, 30*time.Second, func() error {
+			seen := c.seen(node)
+			gone := map[string]bool{} // ids
+			for line := range strings.Lines(seen) {
+				words := strings.Fields(line)
+				addr, _, _ := strings.Cut(words[1], ":")
+				if !slices.Contains(lost, addr) {
+					continue
+				}
+				if gone[words[0]] = true; !slices.Contains(strings.Split(words[2], ","), "fail") {
+					return fmt.Errorf("%s sees %s", node, seen)
+				}
 			}
+			for line := range strings.Lines(seen) {
+				if words := strings.Fields(line); gone[words[3]] && !strings.Contains(words[2], "fail") {
+					return fmt.Errorf("%s sees %s", node, seen)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// without those at some places, which are new and know nobody yet.
+func without(nodes []string, places ...int) (rest []string) {
+	for place, node := range nodes {
+		if !slices.Contains(places, place) {
+			rest = append(rest, node)
 		}
-		return nil
-	})
+	}
+	return rest
 }
 
 // A pod that is replaced has lost all and has another address, as the nodes of the cluster do here.
@@ -317,7 +339,7 @@ func TestNodesAreReplaced(t *testing.T) {
 	for _, place := range []int{4, 1, 0} {
 		lost := nodes[place]
 		c.replace(nodes, place)
-		c.failed(nodes[2], lost)
+		c.failed(without(nodes, place), lost)
 		c.form(nodes)
 		c.whole(sorted())
 		storetest.Eventually(t, 10*time.Second, func() error {
@@ -343,12 +365,8 @@ func TestNodesAreReplaced(t *testing.T) {
 		}
 	}
 	gone := []string{nodes[lost[0]], nodes[lost[1]]}
-	left := 0
-	for slices.Contains(lost, left) {
-		left++
-	}
 	c.replace(nodes, lost...)
-	c.failed(nodes[left], gone...)
+	c.failed(without(nodes, lost...), gone...)
 	c.form(nodes)
 	c.whole(sorted())
 	storetest.Eventually(t, 10*time.Second, func() error {
