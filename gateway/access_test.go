@@ -321,6 +321,8 @@ func TestAccessFile(t *testing.T) {
 	if err := os.Chtimes(file, time.Time{}, info.ModTime()); err != nil {
 		t.Fatal(err)
 	}
+	reads := func(g *running) int { return strings.Count(g.log.String(), "the access file was read") }
+	before1, before2 := reads(g1), reads(g2)
 	self, err := os.FindProcess(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
@@ -328,6 +330,13 @@ func TestAccessFile(t *testing.T) {
 	if err := self.Signal(syscall.SIGHUP); err != nil {
 		t.Skipf("no SIGHUP here: %v", err)
 	}
+	// Both, or one may still bring to Redis what the file said before.
+	storetest.Eventually(t, inForce, func() error {
+		if reads(g1) == before1 || reads(g2) == before2 {
+			return errors.New("a gateway has not read the file anew")
+		}
+		return nil
+	})
 	wantDenied(t, true, g1, g2, g3)
 
 	if err := os.Remove(file); err != nil {
