@@ -200,7 +200,8 @@ func TestCompose(t *testing.T) {
 		p.part("a master is killed", func() {
 			p.masterFails(func(service string) {
 				p.must("docker", "kill", p.containers(service)[0])
-			}, func() { p.up(2) }) // as the engine leaves alone what somebody killed by its name
+				p.up(2) // as the engine leaves alone what somebody killed by its name
+			})
 		})
 		p.part("Prometheus", func() { prometheus.saw(p, left) })
 		p.part("desktop", p.isForDesktops)
@@ -213,7 +214,7 @@ func TestCompose(t *testing.T) {
 		t.Cleanup(p.goneAfterDown)
 		p.part("up", p.comesUp)
 		p.gatewaysComeAndGo(func([]int) {})
-		p.part("a master ends", func() { p.masterFails(p.kill, func() {}) })
+		p.part("a master ends", func() { p.masterFails(p.kill) })
 		p.part("a gateway ends", func() {
 			p.kill("gateway")
 			p.awaitReady()
@@ -313,8 +314,8 @@ func (p *project) gatewaysComeAndGo(seen func(ports []int)) (left []int) {
 	return left
 }
 
-// masterFails makes a master fail and come back, of which other masters' swarms notice nothing.
-func (p *project) masterFails(kill func(service string), comesBack func()) {
+// masterFails has a master killed and come back, of which other masters' swarms notice nothing.
+func (p *project) masterFails(kill func(service string)) {
 	r := p.begin()
 	replica, err := r.Replica(r.Victim, r.Watch)
 	if err != nil {
@@ -329,7 +330,6 @@ func (p *project) masterFails(kill func(service string), comesBack func()) {
 	r.Fails()
 	kill(service)
 	r.Promoted(p, replica, r.Watch)
-	comesBack()
 	storetest.Eventually(p, time.Minute, r.Replicated)
 	r.Whole(0)
 	back := time.Now()

@@ -4,18 +4,38 @@ set -eu
 
 cli=$(command -v valkey-cli || command -v redis-cli || echo redis-cli)
 
+# ask HOST PORT COMMAND...: nothing where there is no answer.
+ask() { timeout 1 "$cli" -h "$1" -p "$2" "$3" "$4" </dev/null 2>/dev/null | tr -d '\r' || true; }
+# The address and port of each other node.
+others() { awk 'NF >= 8 && !/myself/ { split($2, at, /[:@]/); print at[1], at[2] }' /tmp/nodes.conf; }
+
 # replaced tells whether one of the others says that this node has no slots.
 replaced() {
-	awk 'NF >= 8 && !/myself/ { split($2, at, /[:@]/); print at[1], at[2] }' /tmp/nodes.conf | while read -r host port; do
-		timeout 1 "$cli" -h "$host" -p "$port" cluster nodes </dev/null 2>/dev/null
-	done | awk -v me="$(awk '/myself/ { print $1 }' /tmp/nodes.conf)" '$1 == me && NF == 8 { found = 1 } END { exit !found }'
+	others | while read -r host port; do
+		ask "$host" "$port" cluster nodes
+	done | awk -v me="$me" '$1 == me && NF == 8 { found = 1 } END { exit !found }'
+}
+
+# promote has the replica of this node that got most of what it wrote take its place at once, with the consent of the
+# other masters. By themselves they would take this node for dead before that, and need a node timeout for it.
+promote() {
+	others | while read -r host port; do
+		if ask "$host" "$port" cluster nodes | awk -v me="$me" '/myself,slave/ && $4 == me { found = 1 } END { exit !found }'; then
+			offset=$(ask "$host" "$port" info replication | sed -n 's/^slave_repl_offset://p')
+			echo "${offset:-0} $host $port"
+		fi
+	done | sort -n | tail -n 1 | while read -r _ host port; do
+		echo "restarted without data: $host:$port is asked to take its place"
+		timeout 1 "$cli" -h "$host" -p "$port" cluster failover force </dev/null || true
+	done
 }
 
 # A node that was restarted comes back without its data. If it was a master it must not come back as one before a
-# replica has taken its place, or the replicas would follow it and be emptied too: it waits for that, or for
-# three node timeouts, after which there is none.
+# replica has taken its place, or the replicas would follow it and be emptied too: it waits for that, 15 s at most,
+# after which there is none.
 if [ -s /tmp/nodes.conf ]; then
-	echo "restarted: waiting until another node has its slots, 15 s at most"
+	me=$(awk '/myself/ { print $1 }' /tmp/nodes.conf)
+	replaced || promote
 	end=$(($(date +%s) + 15))
 	while [ "$(date +%s)" -lt "$end" ] && ! replaced; do
 		sleep 0.2

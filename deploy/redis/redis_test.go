@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -61,58 +62,157 @@ func TestNodeStartsWith(t *testing.T) {
 	}
 }
 
-// A master that was restarted starts when another node says that it has no slots any more, or after a while.
-func TestNodeWaitsForItsReplica(t *testing.T) {
-	const conf = "/tmp/nodes.conf" // where node.sh looks, in its container
-	if _, err := os.Stat(conf); err == nil {
-		t.Skip(conf + " is there already")
+// nodesConf is where node.sh looks for what a node knew before it was restarted, in its container.
+func nodesConf(t *testing.T, text string) {
+	t.Helper()
+	const path = "/tmp/nodes.conf"
+	if _, err := os.Stat(path); err == nil {
+		t.Skip(path + " is there already")
 	}
-	t.Cleanup(func() { _ = os.Remove(conf) })
-	const me, other = "aaaa 10.0.0.1:6379@16379 %smaster - 0 0 1 connected%s\n", "bbbb 10.0.0.2:6379@16379 %s 0 0 2 connected%s\n"
-	was := fmt.Sprintf(me, "myself,", " 0-16383") + fmt.Sprintf(other, "slave aaaa", "") + "vars currentEpoch 2 lastVoteEpoch 0\n"
-	if err := os.WriteFile(conf, []byte(was), 0o600); err != nil {
+	t.Cleanup(func() { _ = os.Remove(path) })
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// restart runs node.sh with programs in place of the image's, and returns how long it waited.
+func restart(t *testing.T, programs map[string]string) (took time.Duration) {
+	t.Helper()
+	bin := t.TempDir()
+	programs["docker-entrypoint.sh"] = "echo started\n"
+	for name, text := range programs {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sh", "node.sh")
+	cmd.Env = []string{"NODE_MEMORY_MB=1024", "PATH=" + bin + ":/usr/bin:/bin"}
+	begun := time.Now()
+	out, err := cmd.CombinedOutput()
+	took = time.Since(begun)
+	if err != nil || !strings.HasSuffix(string(out), "started\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+	return took
+}
+
+// A node that was restarted has the best of its replicas take its place, and starts when another node says that it has
+// no slots any more, or after a while.
+func TestRestartedNodeWaits(t *testing.T) {
+	const (
+		master  = "aaaa 10.0.0.1:6379@16379 %smaster - 0 0 1 connected%s\n"
+		replica = "bbbb 10.0.0.2:6379@16379 %sslave aaaa 0 0 1 connected\n"
+		better  = "cccc 10.0.0.3:6379@16379 %s 0 0 2 connected%s\n"
+		other   = "dddd 10.0.0.4:6379@16379 %smaster - 0 0 3 connected 8192-16383\n"
+		theirs  = "eeee 10.0.0.5:6379@16379 %sslave dddd 0 0 3 connected\n"
+	)
+	const slave = "slave aaaa"
+	all := func(me string) string {
+		return fmt.Sprintf(master, me, " 0-8191") + fmt.Sprintf(replica, "") + fmt.Sprintf(better, slave, "") + fmt.Sprintf(other, "") + fmt.Sprintf(theirs, "")
+	}
+	nodesConf(t, all("myself,")+"vars currentEpoch 3 lastVoteEpoch 0\n")
+	before := map[string]string{
+		"10.0.0.2 cluster nodes":    strings.Replace(all(""), "slave aaaa", "myself,slave aaaa", 1),
+		"10.0.0.3 cluster nodes":    strings.Replace(all(""), "@16379 slave aaaa 0 0 2", "@16379 myself,slave aaaa 0 0 2", 1),
+		"10.0.0.4 cluster nodes":    strings.Replace(all(""), "10.0.0.4:6379@16379 ", "10.0.0.4:6379@16379 myself,", 1),
+		"10.0.0.5 cluster nodes":    strings.Replace(all(""), "slave dddd", "myself,slave dddd", 1),
+		"10.0.0.2 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:998\r\n",
+		"10.0.0.3 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:10021\r\n",
+		"10.0.0.5 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:90000\r\n",
+	}
+	promoted := map[string]string{
+		"10.0.0.4 cluster nodes": fmt.Sprintf(master, "", "") + fmt.Sprintf(better, "master -", " 0-8191") + fmt.Sprintf(other, "myself,"),
+	}
+	with := func(more map[string]string) map[string]string {
+		m := maps.Clone(before)
+		maps.Copy(m, more)
+		return m
+	}
 	for what, c := range map[string]struct {
-		says     string // what the other one says, after it has said twice what was
-		asked    int    // at least
-		from, to time.Duration
+		before, after map[string]string // what nodes answer, until one is asked to take over and afterwards
+		asked         []string          // to take over
+		from, to      time.Duration
 	}{
-		"a replica takes over":  {fmt.Sprintf(me, "", "") + fmt.Sprintf(other, "myself,master -", " 0-16383"), 3, 300 * time.Millisecond, 12 * time.Second},
-		"no replica takes over": {fmt.Sprintf(me, "", " 0-16383") + fmt.Sprintf(other, "myself,slave aaaa", ""), 10, 14 * time.Second, time.Minute},
-		"nobody answers":        {"", 10, 14 * time.Second, time.Minute},
+		"a replica takes over":   {before, with(promoted), []string{"10.0.0.3"}, 0, 10 * time.Second},
+		"one has taken over":     {with(promoted), nil, nil, 0, 10 * time.Second},
+		"no replica takes over":  {before, before, []string{"10.0.0.3"}, 14 * time.Second, time.Minute},
+		"the best one is silent": {map[string]string{"10.0.0.2 cluster nodes": before["10.0.0.2 cluster nodes"]}, before, []string{"10.0.0.2"}, 14 * time.Second, time.Minute},
+		"nobody answers":         {nil, nil, nil, 14 * time.Second, time.Minute},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			bin := t.TempDir()
-			before := fmt.Sprintf(me, "", " 0-16383")
-			for name, text := range map[string]string{
-				"docker-entrypoint.sh": "#!/bin/sh\necho started\n",
-				"redis-cli": fmt.Sprintf("#!/bin/sh\necho \"$@\" >>%[1]s/asked\nif [ $(wc -l <%[1]s/asked) -lt 3 ]; then echo '%[2]s'; else echo '%[3]s'; fi\n",
-					bin, before, c.says),
-			} {
-				if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {
+			dir := t.TempDir()
+			for when, says := range map[string]map[string]string{"before": c.before, "after": c.after} {
+				if err := os.Mkdir(filepath.Join(dir, when), 0o755); err != nil {
 					t.Fatal(err)
 				}
+				for question, text := range says {
+					if err := os.WriteFile(filepath.Join(dir, when, question), []byte(text), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
 			}
-			cmd := exec.Command("sh", "node.sh")
-			cmd.Env = []string{"NODE_MEMORY_MB=1024", "PATH=" + bin + ":/usr/bin:/bin"}
-			begun := time.Now()
-			out, err := cmd.CombinedOutput()
-			took := time.Since(begun)
-			if err != nil || !strings.HasSuffix(string(out), "started\n") {
-				t.Errorf("%v: %s", err, out)
-			}
-			asked, err := os.ReadFile(filepath.Join(bin, "asked"))
-			lines := strings.Split(strings.TrimSpace(string(asked)), "\n")
-			if err != nil || len(lines) < c.asked || lines[0] != "-h 10.0.0.2 -p 6379 cluster nodes" {
-				t.Errorf("it asked %q, %v", lines, err)
-			}
+			took := restart(t, map[string]string{"redis-cli": "cd " + dir + `
+if [ "$*" = "-h $2 -p 6379 cluster failover force" ]; then echo "$2" >>asked; fi
+if [ -e asked ]; then cd after; else cd before; fi
+cat "$2 $5 $6"
+`})
 			if took < c.from || took > c.to {
 				t.Errorf("it waited %v", took)
 			}
+			asked, err := os.ReadFile(filepath.Join(dir, "asked"))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+			if got := strings.Fields(string(asked)); !slices.Equal(got, c.asked) {
+				t.Errorf("to take over it asked %q, want %q", got, c.asked)
+			}
 		})
 	}
+}
+
+// The other masters agree at once, long before they would take the node for dead.
+func TestReplicaOfARestartedNodeTakesOver(t *testing.T) {
+	cli := storetest.Need(t, "redis-cli", "redis-tools")
+	var files []string
+	nodes := storetest.Cluster(t, 3, 1, func() []string {
+		files = append(files, filepath.Join(t.TempDir(), "nodes.conf"))
+		return []string{"--cluster-node-timeout", "60000", "--cluster-config-file", files[len(files)-1]}
+	})
+	ctx := context.Background()
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{nodes[0].Addr, nodes[1].Addr}})
+	defer client.Close()
+	for key := range 100 {
+		if err := client.Set(ctx, fmt.Sprint(key), key, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := client.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
+		return master.Do(ctx, "wait", 1, 10000).Err()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[2].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := os.ReadFile(files[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodesConf(t, string(conf))
+	if took := restart(t, map[string]string{"redis-cli": "exec " + cli + ` "$@"` + "\n"}); took > 10*time.Second {
+		t.Errorf("it waited %v", took)
+	}
+	storetest.Eventually(t, 5*time.Second, func() error {
+		client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{nodes[1].Addr}}) // which looks anew who has what
+		defer client.Close()
+		for key := range 100 {
+			if got, err := client.Get(ctx, fmt.Sprint(key)).Int(); err != nil || got != key {
+				return fmt.Errorf("key %d has %d, %w", key, got, err)
+			}
+		}
+		return nil
+	})
 }
 
 const password = "hunter2hunter2"
