@@ -60,19 +60,12 @@ func TestReadFromReplicas(t *testing.T) {
 		for n := range swarms {
 			batch = append(batch, &swarm.Announce{InfoHash: storetest.Hash(100 + n), Peer: storetest.Peer4(peers), Left: 1, Event: swarm.Started})
 		}
-		done := make(chan int, swarms)
-		g.Announce(time.Now(), batch, func(part []*swarm.Announce) {
-			n := 0
-			for _, a := range part {
-				if a.Err != nil {
-					n++
-				}
+		now = time.Now()
+		g.Announces(batch...)
+		for _, a := range batch {
+			if a.Err != nil {
+				refused++
 			}
-			done <- len(part)
-			refused += n
-		})
-		for left := swarms; left > 0; {
-			left -= <-done
 		}
 		return refused
 	}
