@@ -6,8 +6,8 @@ cli=$(command -v valkey-cli || command -v redis-cli || echo redis-cli)
 
 # ask HOST PORT COMMAND...: nothing where there is no answer.
 ask() { timeout 1 "$cli" -h "$1" -p "$2" "$3" "$4" </dev/null 2>/dev/null | tr -d '\r' || true; }
-# The address and port of each other node.
-others() { awk 'NF >= 8 && !/myself/ { split($2, at, /[:@]/); print at[1], at[2] }' /tmp/nodes.conf; }
+# The address and port of each other node, as in fd00::1:6379@16379,name.
+others() { awk 'NF >= 8 && !/myself/ { sub(/@.*/, "", $2); sub(/:[0-9]+$/, " &", $2); sub(/ :/, " ", $2); print $2 }' /tmp/nodes.conf; }
 
 # replaced tells whether one of the others says that this node has no slots.
 replaced() {

@@ -22,6 +22,19 @@ import (
 	"swarmgate/swarmstore/storetest"
 )
 
+// script runs one of the scripts with the shell and the programs of an Alpine image, after those in bin.
+func script(t *testing.T, bin, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	busybox := storetest.Need(t, "busybox", "busybox")
+	programs := t.TempDir()
+	if out, err := exec.Command(busybox, "--install", "-s", programs).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.Command(busybox, append([]string{"sh", name}, args...)...)
+	cmd.Env = []string{"PATH=" + bin + ":" + programs}
+	return cmd
+}
+
 // node.sh ends in the image's entry point, here one that tells its arguments.
 func TestNodeStartsWith(t *testing.T) {
 	bin := t.TempDir()
@@ -44,8 +57,8 @@ func TestNodeStartsWith(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			cmd := exec.Command("sh", "node.sh")
-			cmd.Env = append(c.env, "PATH="+bin+":"+os.Getenv("PATH"))
+			cmd := script(t, bin, "node.sh")
+			cmd.Env = append(cmd.Env, c.env...)
 			out, err := cmd.CombinedOutput()
 			if got := strings.TrimSpace(string(out)); err != nil || got != c.want {
 				t.Errorf("it starts with %q, %v, want %q", got, err, c.want)
@@ -85,8 +98,8 @@ func restart(t *testing.T, programs map[string]string) (took time.Duration) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("sh", "node.sh")
-	cmd.Env = []string{"NODE_MEMORY_MB=1024", "PATH=" + bin + ":/usr/bin:/bin"}
+	cmd := script(t, bin, "node.sh")
+	cmd.Env = append(cmd.Env, "NODE_MEMORY_MB=1024")
 	begun := time.Now()
 	out, err := cmd.CombinedOutput()
 	took = time.Since(begun)
@@ -102,7 +115,7 @@ func TestRestartedNodeWaits(t *testing.T) {
 	const (
 		master  = "aaaa 10.0.0.1:6379@16379 %smaster - 0 0 1 connected%s\n"
 		replica = "bbbb 10.0.0.2:6379@16379 %sslave aaaa 0 0 1 connected\n"
-		better  = "cccc 10.0.0.3:6379@16379 %s 0 0 2 connected%s\n"
+		better  = "cccc fd00::3:6379@16379,redis-3 %s 0 0 2 connected%s\n"
 		other   = "dddd 10.0.0.4:6379@16379 %smaster - 0 0 3 connected 8192-16383\n"
 		theirs  = "eeee 10.0.0.5:6379@16379 %sslave dddd 0 0 3 connected\n"
 	)
@@ -113,11 +126,11 @@ func TestRestartedNodeWaits(t *testing.T) {
 	nodesConf(t, all("myself,")+"vars currentEpoch 3 lastVoteEpoch 0\n")
 	before := map[string]string{
 		"10.0.0.2 cluster nodes":    strings.Replace(all(""), "slave aaaa", "myself,slave aaaa", 1),
-		"10.0.0.3 cluster nodes":    strings.Replace(all(""), "@16379 slave aaaa 0 0 2", "@16379 myself,slave aaaa 0 0 2", 1),
+		"fd00::3 cluster nodes":     strings.Replace(all(""), "redis-3 slave aaaa 0 0 2", "redis-3 myself,slave aaaa 0 0 2", 1),
 		"10.0.0.4 cluster nodes":    strings.Replace(all(""), "10.0.0.4:6379@16379 ", "10.0.0.4:6379@16379 myself,", 1),
 		"10.0.0.5 cluster nodes":    strings.Replace(all(""), "slave dddd", "myself,slave dddd", 1),
 		"10.0.0.2 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:998\r\n",
-		"10.0.0.3 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:10021\r\n",
+		"fd00::3 info replication":  "# Replication\r\nrole:slave\r\nslave_repl_offset:10021\r\n",
 		"10.0.0.5 info replication": "# Replication\r\nrole:slave\r\nslave_repl_offset:90000\r\n",
 	}
 	promoted := map[string]string{
@@ -133,9 +146,9 @@ func TestRestartedNodeWaits(t *testing.T) {
 		asked         []string          // to take over
 		from, to      time.Duration
 	}{
-		"a replica takes over":   {before, with(promoted), []string{"10.0.0.3"}, 0, 10 * time.Second},
+		"a replica takes over":   {before, with(promoted), []string{"fd00::3"}, 0, 10 * time.Second},
 		"one has taken over":     {with(promoted), nil, nil, 0, 10 * time.Second},
-		"no replica takes over":  {before, before, []string{"10.0.0.3"}, 14 * time.Second, time.Minute},
+		"no replica takes over":  {before, before, []string{"fd00::3"}, 14 * time.Second, time.Minute},
 		"the best one is silent": {map[string]string{"10.0.0.2 cluster nodes": before["10.0.0.2 cluster nodes"]}, before, []string{"10.0.0.2"}, 14 * time.Second, time.Minute},
 		"nobody answers":         {nil, nil, nil, 14 * time.Second, time.Minute},
 	} {
@@ -252,9 +265,13 @@ func (c *cluster) start(last int) (addr string) {
 // form runs form-cluster.sh until it succeeds, as the CronJob does; it may meet a node that has not noticed a failure.
 func (c *cluster) form(nodes []string) {
 	c.t.Helper()
+	bin := c.t.TempDir()
+	if err := os.Symlink(storetest.Need(c.t, "redis-cli", "redis-tools"), filepath.Join(bin, "redis-cli")); err != nil {
+		c.t.Fatal(err)
+	}
 	for tries := 1; ; tries++ {
-		cmd := exec.Command("sh", append([]string{"form-cluster.sh"}, nodes...)...)
-		cmd.Env = append(os.Environ(), "REDISCLI_AUTH="+password)
+		cmd := script(c.t, bin, "form-cluster.sh", nodes...)
+		cmd.Env = append(cmd.Env, "REDISCLI_AUTH="+password)
 		out, err := cmd.CombinedOutput()
 		if err == nil && strings.Contains(string(out), fmt.Sprintf("the cluster of %d nodes is up", len(nodes))) {
 			return
@@ -316,8 +333,8 @@ func (c *cluster) ready(node string) error {
 	if err := os.WriteFile(filepath.Join(bin, "redis-cli"), fmt.Appendf(nil, "#!/bin/sh\nexec %s -h %s \"$@\"\n", cli, node), 0o755); err != nil {
 		c.t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "ready.sh")
-	cmd.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "REDISCLI_AUTH=" + password}
+	cmd := script(c.t, bin, "ready.sh")
+	cmd.Env = append(cmd.Env, "REDISCLI_AUTH="+password)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s is not ready: %w %s", node, err, out)
 	}
