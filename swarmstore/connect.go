@@ -3,10 +3,12 @@ package swarmstore
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -84,7 +86,7 @@ func (s *Store) parseURLs() error {
 	o.PoolSize = 32 // for the lane, and readings of large swarms
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	o.Dialer = dial
+	o.Dialer = s.dial
 	if o.TLSConfig != nil {
 		o.Dialer = s.dialTLS
 	}
@@ -101,6 +103,32 @@ func (s *Store) parseURLs() error {
 		return nil
 	}
 	return nil
+}
+
+// errAway is what an attempt to connect to a node fails with when the one before got no answer.
+var errAway = errors.New("it did not answer the last attempt to connect")
+
+// dial connects to a node. One that did not answer is tried again in the background, while others fail at once: what is for it must
+// not wait as long again, nor the search for who has taken its place.
+func (s *Store) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if trying, away := s.away.Load(addr); away {
+		if trying := trying.(*atomic.Bool); trying.CompareAndSwap(false, true) {
+			s.goes(func() {
+				if conn, err := dial(s.ctx, network, addr); err == nil {
+					_ = conn.Close()
+					s.away.Delete(addr)
+				}
+				trying.Store(false)
+			})
+		}
+		return nil, &net.OpError{Op: "dial", Net: network, Err: errAway}
+	}
+	conn, err := dial(ctx, network, addr)
+	var late net.Error
+	if errors.As(err, &late) && late.Timeout() {
+		s.away.LoadOrStore(addr, new(atomic.Bool))
+	}
+	return conn, err
 }
 
 // dial connects to a node. A connection that is given up takes along what the node has not received yet: sent again when the
@@ -124,7 +152,7 @@ func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, er
 	}
 	// Each node has to have a certificate for the name or address by which it is reached.
 	config.ServerName, _, _ = net.SplitHostPort(addr)
-	plain, err := dial(ctx, network, addr)
+	plain, err := s.dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -79,6 +80,73 @@ func TestRedisDiesAndReturns(t *testing.T) {
 	if c := g.Counts(storetest.Hash(1)); c.Leechers != 1 {
 		t.Errorf("counts are %+v: the announce was taken for a repeat", c)
 	}
+}
+
+// mute takes the place of a server that was killed: it answers no attempt to connect, as a host that is gone. Called, it ends.
+func mute(t *testing.T, at int) (end func()) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
+		t.Fatal(err)
+	}
+	addr := &syscall.SockaddrInet4{Port: at, Addr: [4]byte{127, 0, 0, 1}}
+	storetest.Eventually(t, 5*time.Second, func() error { return syscall.Bind(fd, addr) }) // the server may not have ended yet
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	var waiting []net.Conn
+	end = sync.OnceFunc(func() {
+		_ = syscall.Close(fd)
+		for _, c := range waiting {
+			_ = c.Close()
+		}
+	})
+	t.Cleanup(end)
+	for { // until nobody else is let in to wait
+		c, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(at)), 300*time.Millisecond)
+		if err != nil {
+			return end
+		}
+		waiting = append(waiting, c)
+	}
+}
+
+// Only the first attempts to connect to a node that answers none are waited for.
+func TestConnectionsAreNotAnswered(t *testing.T) {
+	server := storetest.Redis(t)
+	g := gateway(t, storetest.URLs(server), nil)
+	if err := announce(g, storetest.Hash(1), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	storetest.Eventually(t, 5*time.Second, func() error {
+		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+			return fmt.Errorf("announce without Redis: %v", err)
+		}
+		return nil
+	})
+	answer := mute(t, port(t, server))
+	failed, begun := g.Failed.Load(), time.Now()
+	storetest.Eventually(t, time.Minute, func() error {
+		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+			t.Fatalf("an announce that cannot be stored: %v", err)
+		}
+		if n := g.Failed.Load() - failed; n < 6 {
+			return fmt.Errorf("the node was asked %d times", n)
+		}
+		return nil
+	})
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("it was waited for %v", took)
+	}
+	answer()
+	storetest.RedisAt(t, port(t, server))
+	storetest.Eventually(t, 10*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
 }
 
 // A new connection that is refused answers no announce.
