@@ -203,6 +203,7 @@ func TestCompose(t *testing.T) {
 				p.up(2) // as the engine leaves alone what somebody killed by its name
 			})
 		})
+		p.part("a replica is killed", func() { p.replicaFails(prometheus.seesRefusals) })
 		p.part("Prometheus", func() { prometheus.saw(p, left) })
 		p.part("desktop", p.isForDesktops)
 	})
@@ -321,14 +322,8 @@ func (p *project) masterFails(kill func(service string)) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	service := ""
-	for n, node := range r.Nodes() {
-		if node == r.Victim {
-			service = redisNodes[n]
-		}
-	}
 	r.Fails()
-	kill(service)
+	kill(serviceOf(r, r.Victim))
 	r.Promoted(p, replica, r.Watch)
 	storetest.Eventually(p, time.Minute, r.Replicated)
 	r.Whole(0)
@@ -342,6 +337,26 @@ func (p *project) masterFails(kill func(service string)) {
 		p.Errorf("the master's swarms are not served again: %v %q", again, again.Why)
 	}
 }
+
+// replicaFails has the only replica of a master killed, without which that one's swarms are refused until noticed returns and all is
+// brought up again.
+func (p *project) replicaFails(noticed func()) {
+	r := p.begin()
+	replica, err := r.Replica(r.Victim, r.Watch)
+	if err != nil {
+		p.Fatal(err)
+	}
+	r.Fails()
+	p.must("docker", "kill", p.containers(serviceOf(r, replica))[0])
+	noticed()
+	p.up(2)
+	storetest.Eventually(p, time.Minute, r.Replicated)
+	r.Whole(0)
+	r.GoesOn()
+	p.end(r, audit.Want{Refused: true, Busy: true})
+}
+
+func serviceOf(r *audit.Round, node string) string { return redisNodes[slices.Index(r.Nodes(), node)] }
 
 // singleRedisFails kills the only Redis, which comes back with all that was answered.
 func (p *project) singleRedisFails() {

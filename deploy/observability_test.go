@@ -163,6 +163,25 @@ func (s *prometheusServer) sees(ports []int) {
 	}
 }
 
+// alerts waits until it has seen an alert, which may have to last before it fires.
+func (s *prometheusServer) alerts(name, labels string) {
+	s.Helper()
+	storetest.Eventually(s, time.Minute, func() error {
+		expr := fmt.Sprintf("max_over_time(ALERTS{alertname=%q,%s}[10m])", name, labels)
+		found, err := s.query(expr)
+		if err == nil && len(found) == 0 {
+			all, _ := s.query("max_over_time(ALERTS[10m])")
+			err = fmt.Errorf("%s was not seen, but %v", expr, all)
+		}
+		return err
+	})
+}
+
+// seesRefusals waits until it has seen that announces are refused.
+func (s *prometheusServer) seesRefusals() {
+	s.alerts("SwarmgateAnnouncesRefused", `result="unavailable"`)
+}
+
 // saw checks what Prometheus saw of a project whose gateways came, went, and lost a master.
 func (s *prometheusServer) saw(p *project, left []int) {
 	s.T = p.T
@@ -212,24 +231,10 @@ func (s *prometheusServer) saw(p *project, left []int) {
 		}
 	}
 
-	// Alerts wait for a while before they fire: that they do so is enough.
-	alerted := func(name string, labels string) {
-		s.Helper()
-		storetest.Eventually(s, time.Minute, func() error {
-			expr := fmt.Sprintf("max_over_time(ALERTS{alertname=%q,%s}[10m])", name, labels)
-			found, err := s.query(expr)
-			if err == nil && len(found) == 0 {
-				all, _ := s.query("max_over_time(ALERTS[10m])")
-				err = fmt.Errorf("%s was not seen, but %v", expr, all)
-			}
-			return err
-		})
-	}
 	for _, port := range p.readyAdmins() {
-		alerted("SwarmgateRedisUnreachable", fmt.Sprintf(`instance="127.0.0.1:%d"`, port))
+		s.alerts("SwarmgateRedisUnreachable", fmt.Sprintf(`instance="127.0.0.1:%d"`, port))
 	}
 	for _, port := range left {
-		alerted("SwarmgateGatewayDown", fmt.Sprintf(`instance="127.0.0.1:%d"`, port))
+		s.alerts("SwarmgateGatewayDown", fmt.Sprintf(`instance="127.0.0.1:%d"`, port))
 	}
-	alerted("SwarmgateAnnouncesRefused", `result="unavailable"`)
 }
