@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -87,9 +86,6 @@ func (s *Store) parseURLs() error {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	o.Dialer = s.dial
-	if o.TLSConfig != nil {
-		o.Dialer = s.dialTLS
-	}
 	if s.opt.Password != nil {
 		user := o.Username
 		o.CredentialsProviderContext = func(context.Context) (string, string, error) {
@@ -105,34 +101,30 @@ func (s *Store) parseURLs() error {
 	return nil
 }
 
-// errAway is what an attempt to connect to a node fails with when the one before got no answer.
-var errAway = errors.New("it did not answer the last attempt to connect")
-
-// dial connects to a node. One that did not answer is tried again in the background, while others fail at once: what is for it must
-// not wait as long again, nor the search for who has taken its place.
+// dial connects to a node, unless it is lost.
 func (s *Store) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	if trying, away := s.away.Load(addr); away {
-		if trying := trying.(*atomic.Bool); trying.CompareAndSwap(false, true) {
-			s.goes(func() {
-				if conn, err := dial(s.ctx, network, addr); err == nil {
-					_ = conn.Close()
-					s.away.Delete(addr)
-				}
-				trying.Store(false)
-			})
-		}
-		return nil, &net.OpError{Op: "dial", Net: network, Err: errAway}
+	c := s.contact(addr)
+	if err := c.err(); err != nil {
+		return nil, err
 	}
-	conn, err := dial(ctx, network, addr)
+	conn, err := s.reach(ctx, network, addr)
 	var late net.Error
 	if errors.As(err, &late) && late.Timeout() {
-		s.away.LoadOrStore(addr, new(atomic.Bool))
+		c.lose(err)
 	}
 	return conn, err
 }
 
-// dial connects to a node. A connection that is given up takes along what the node has not received yet: sent again when the
-// network is back, it would undo what other gateways have written since.
+// reach connects to a node.
+func (s *Store) reach(ctx context.Context, network, addr string) (net.Conn, error) {
+	if s.redis.TLSConfig != nil {
+		return s.dialTLS(ctx, network, addr)
+	}
+	return dial(ctx, network, addr)
+}
+
+// dial connects to a node without TLS. A connection that is given up takes along what the node has not received yet: sent again when
+// the network is back, it would undo what other gateways have written since.
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 	if tcp, is := conn.(*net.TCPConn); is {
@@ -152,7 +144,7 @@ func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, er
 	}
 	// Each node has to have a certificate for the name or address by which it is reached.
 	config.ServerName, _, _ = net.SplitHostPort(addr)
-	plain, err := s.dial(ctx, network, addr)
+	plain, err := dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -259,6 +251,11 @@ func (s *Store) forget() {
 // rerouted notes that slots may be elsewhere than was thought.
 func (s *Store) rerouted() {
 	s.forget()
+	s.lookAround()
+}
+
+// lookAround finds out, in the background, where the slots are.
+func (s *Store) lookAround() {
 	if b := s.backend.Load(); b != nil && b.cluster != nil {
 		b.cluster.ReloadState(s.ctx)
 	}

@@ -79,15 +79,15 @@ func newExchange(s *Store) *exchange {
 }
 
 // run carries out the operations of the groups on a node and sets the view or
-// the error of each. It reports false when the node did not answer.
-func (x *exchange) run(n *node, groups []*group) bool {
+// the error of each.
+func (x *exchange) run(n *node, groups []*group) {
 	start := time.Now()
 	forgotten := x.store.repeats.forgotten()
 	x.apart = x.store.reader(n.addr)
 	ops := x.plan(groups)
 	if len(x.cmds)+len(x.reading) == 0 {
 		x.settle(groups)
-		return true
+		return
 	}
 	client := n.client.Load()
 	err := x.sendAndRead(client)
@@ -109,7 +109,6 @@ func (x *exchange) run(n *node, groups []*group) bool {
 	x.settle(groups)
 	x.tellRenewed()
 	x.store.opt.Metrics.Exchange(ops, time.Since(start), err != nil)
-	return err == nil
 }
 
 func (x *exchange) send(client *redis.Client) error {

@@ -114,39 +114,47 @@ func mute(t *testing.T, at int) (end func()) {
 	}
 }
 
-// Only the first attempts to connect to a node that answers none are waited for.
-func TestConnectionsAreNotAnswered(t *testing.T) {
-	server := storetest.Redis(t)
-	g := gateway(t, storetest.URLs(server), nil)
-	if err := announce(g, storetest.Hash(1), 1); err != nil {
-		t.Fatal(err)
+// A node that answers nothing is waited for once, not by each announce that finds it gone.
+func TestNodeIsSilent(t *testing.T) {
+	for what, silence := range map[string]func(*testing.T, *storetest.Process) (end func()){
+		"it hangs": func(_ *testing.T, p *storetest.Process) func() {
+			_ = p.Signal(syscall.SIGSTOP)
+			return func() { _ = p.Signal(syscall.SIGCONT) }
+		},
+		"its host is gone": func(t *testing.T, p *storetest.Process) func() {
+			_ = p.Kill()
+			end := mute(t, port(t, p))
+			return func() {
+				end()
+				storetest.RedisAt(t, port(t, p))
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			server := storetest.Redis(t)
+			g := gateway(t, storetest.URLs(server), nil)
+			if err := announce(g, storetest.Hash(1), 1); err != nil {
+				t.Fatal(err)
+			}
+			end := silence(t, server)
+			slow := 0
+			for begun := time.Now(); time.Since(begun) < 6*time.Second; time.Sleep(20 * time.Millisecond) {
+				asked := time.Now()
+				if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
+					t.Fatalf("an announce that cannot be stored: %v", err)
+				}
+				if time.Since(asked) > 500*time.Millisecond {
+					slow++
+				}
+			}
+			if slow > 2 {
+				t.Errorf("%d announces waited for it", slow)
+			}
+			end()
+			storetest.Eventually(t, 10*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
+		})
 	}
-	if err := server.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	storetest.Eventually(t, 5*time.Second, func() error {
-		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
-			return fmt.Errorf("announce without Redis: %v", err)
-		}
-		return nil
-	})
-	answer := mute(t, port(t, server))
-	failed, begun := g.Failed.Load(), time.Now()
-	storetest.Eventually(t, time.Minute, func() error {
-		if err := announce(g, storetest.Hash(1), 2); !errors.Is(err, swarm.ErrUnavailable) {
-			t.Fatalf("an announce that cannot be stored: %v", err)
-		}
-		if n := g.Failed.Load() - failed; n < 6 {
-			return fmt.Errorf("the node was asked %d times", n)
-		}
-		return nil
-	})
-	if took := time.Since(begun); took > 5*time.Second {
-		t.Errorf("it was waited for %v", took)
-	}
-	answer()
-	storetest.RedisAt(t, port(t, server))
-	storetest.Eventually(t, 10*time.Second, func() error { return announce(g, storetest.Hash(1), 1) })
 }
 
 // A new connection that is refused answers no announce.

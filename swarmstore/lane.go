@@ -32,19 +32,15 @@ const (
 
 	// queueTime is how old a lane may let the news get where a large swarm's peers belong.
 	queueTime = time.Second
-
-	// cooldown is how long a node that did not answer is spared: what is
-	// for it fails at once, so that a dead node costs its swarms only.
-	cooldown = 250 * time.Millisecond
 )
 
 // node is one Redis master.
 type node struct {
-	store  *Store
-	addr   string
-	client atomic.Pointer[redis.Client]
-	lane   *lane
-	spared atomic.Int64 // until this Unix nanosecond nothing is sent to it
+	store   *Store
+	addr    string
+	client  atomic.Pointer[redis.Client]
+	lane    *lane
+	contact *contact
 }
 
 // lane carries the operations on a node's swarms, one pipeline at a time.
@@ -73,7 +69,7 @@ func (s *Store) node(client *redis.Client) *node {
 	if n, ok := s.nodes.Load(addr); ok {
 		return n.(*node)
 	}
-	n := &node{store: s, addr: addr}
+	n := &node{store: s, addr: addr, contact: s.contact(addr)}
 	n.client.Store(client)
 	n.lane = &lane{
 		store: s, node: n,
@@ -88,7 +84,12 @@ func (s *Store) node(client *redis.Client) *node {
 // put queues a group, or fails it when the lane takes no more. A nil lane stands
 // for a node that is not known.
 func (l *lane) put(g *group) {
-	if l == nil || l.node.isSpared() || l.store.ctx.Err() != nil {
+	if l == nil || l.store.ctx.Err() != nil {
+		g.fail(swarm.ErrUnavailable)
+		return
+	}
+	if l.node.contact.err() != nil {
+		l.store.lookAround()
 		g.fail(swarm.ErrUnavailable)
 		return
 	}
@@ -150,15 +151,13 @@ func (l *lane) run() {
 		l.room.Release(int64(n))
 		l.stalled.Store(false)
 
-		if l.node.isSpared() {
+		if l.node.contact.err() != nil {
 			for _, g := range groups {
 				g.fail(swarm.ErrUnavailable)
 			}
 			continue
 		}
-		if !x.run(l.node, groups) {
-			l.node.spare()
-		}
+		x.run(l.node, groups)
 		for _, g := range groups {
 			g.finish()
 		}

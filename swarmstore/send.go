@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -182,11 +181,10 @@ func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
 	for i, p := range parts {
 		run := func() {
 			var err error
-			if p.node.isSpared() {
+			if p.node.contact.err() != nil {
 				err = swarm.ErrUnavailable
 			} else if few[i], err = s.send(p.node.client.Load(), p.cmds(), writes); err != nil {
 				s.failed(p.node.addr, err)
-				p.node.spare()
 			}
 			if err != nil {
 				for _, r := range p.routed {
@@ -206,6 +204,3 @@ func (s *Store) sendAll(cmds []routed, writes bool) (short bool) {
 	}
 	return short
 }
-
-func (n *node) isSpared() bool { return time.Now().UnixNano() < n.spared.Load() }
-func (n *node) spare()         { n.spared.Store(time.Now().Add(cooldown).UnixNano()) }

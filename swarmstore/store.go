@@ -89,7 +89,7 @@ type Store struct {
 	backend    atomic.Pointer[backend] // nil until Redis was reached
 	troubles   troubles
 	nodes      sync.Map                // address -> *node
-	away       sync.Map                // address -> *atomic.Bool, of nodes that do not answer: whether one is being tried
+	contacts   sync.Map                // address -> *contact, of nodes that were connected to
 	elsewhere  sync.Map                // address -> *redis.Client, of nodes that slots moved to
 	replicas   sync.Map                // likewise, of nodes that are read from
 	readers    atomic.Pointer[readers] // nil when all views are read from masters

@@ -194,6 +194,7 @@ func (s *Store) Troubles() (lines []string) {
 // failed notes that a node did not answer: what it stored may be lost, and
 // another may have taken its place.
 func (s *Store) failed(node string, err error) {
+	s.contact(node).lose(err)
 	s.rerouted()
 	s.complain(node, troubleOf(err), "error", err)
 }
@@ -240,8 +241,11 @@ func (s *Store) explain(err error) error {
 	s.opt.Metrics.Refused()
 	text := err.Error()
 	switch {
-	case errors.Is(err, errForeign), errors.Is(err, errReplicas):
+	case errors.Is(err, errForeign):
 		s.complain("", troubleOf(err), "error", err)
+	case errors.Is(err, errReplicas):
+		s.complain("", troubleOf(err), "error", err)
+		s.lookAround() // one of them may be the master by now
 	case !isReply(err):
 		// The node as such failed.
 	case strings.HasPrefix(text, "OOM"):

@@ -53,6 +53,7 @@ func TestFailover(t *testing.T) {
 		replica := s.replica(r.Victim, r.Watch)
 		r.Fails()
 		_ = r.victim().Kill()
+		s.must(replica, "cluster", "failover", "force") // as deploy/redis/node.sh does before it starts the node again
 		s.Promoted(t, replica, r.Watch)
 		r.victim().Restart() // until then no replica can acknowledge anything
 		r.isWhole()
