@@ -120,12 +120,12 @@ func (s *Store) reach(ctx context.Context, network, addr string) (net.Conn, erro
 	if s.redis.TLSConfig != nil {
 		return s.dialTLS(ctx, network, addr)
 	}
-	return dial(ctx, network, addr)
+	return dialTCP(ctx, network, addr)
 }
 
-// dial connects to a node without TLS. A connection that is given up takes along what the node has not received yet: sent again when
+// dialTCP connects to a node without TLS. A connection that is given up takes along what the node has not received yet: sent again when
 // the network is back, it would undo what other gateways have written since.
-func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func dialTCP(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, addr)
 	if tcp, is := conn.(*net.TCPConn); is {
 		_ = tcp.SetLinger(0)
@@ -144,7 +144,7 @@ func (s *Store) dialTLS(ctx context.Context, network, addr string) (net.Conn, er
 	}
 	// Each node has to have a certificate for the name or address by which it is reached.
 	config.ServerName, _, _ = net.SplitHostPort(addr)
-	plain, err := dial(ctx, network, addr)
+	plain, err := dialTCP(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
